@@ -1,0 +1,5 @@
+"""Simulated sections with known truth, and a registry of public data."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,5 @@
+"""Read sections, labels and image folders; convert between SpatialData and AnnData."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

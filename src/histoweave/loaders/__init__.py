@@ -1,0 +1,1 @@
+"""Table rows to torch batches."""

@@ -1,0 +1,5 @@
+"""Arrays in, numbers out: classification, calibration and clustering scores."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,5 @@
+"""Prepare a table: crops, stain, expression, spatial context, splits, checks."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
