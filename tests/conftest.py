@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from anndata import AnnData
+
+import histoweave as hw
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -15,3 +18,25 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"real research data is not at {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def _section() -> AnnData:
+    return hw.datasets.simulate_section(n_rows=12, n_cols=12, n_genes=120, um_per_px=2.0)
+
+
+@pytest.fixture(scope="session")
+def _sections() -> AnnData:
+    return hw.datasets.simulate_sections(4, n_rows=10, n_cols=10, n_genes=120, n_regions=3, um_per_px=2.0)
+
+
+@pytest.fixture
+def section(_section: AnnData) -> AnnData:
+    """One simulated section: 144 spots, 120 genes, 4 regions, every spot labelled, 2 um per pixel."""
+    return _section.copy()
+
+
+@pytest.fixture
+def sections(_sections: AnnData) -> AnnData:
+    """Four simulated sections of four donors: 100 spots each, 120 genes, 3 regions, 2 um per pixel."""
+    return _sections.copy()
