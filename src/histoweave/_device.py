@@ -35,8 +35,8 @@ def resolve_device(device: str = "auto") -> str:
         if torch.cuda.is_available():
             return "cuda"
         return "mps" if torch.backends.mps.is_available() else "cpu"
-    kind, _, number = str(wanted).partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (number and not number.isdecimal()):
+    kind, separator, number = str(wanted).partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (separator and not (kind == "cuda" and number.isdecimal())):
         msg = f"`device` must be 'auto', 'cpu', 'cuda', 'cuda:<number>' or 'mps', got {wanted!r}."
         raise ValueError(msg)
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
@@ -60,7 +60,7 @@ def _no_cuda(wanted: str, torch) -> str:
 
 
 def resolve_precision(precision: str = "auto", device: str = "auto") -> str:
-    """Return the precision of a model's forward and backward pass: ``"float32"`` or ``"bfloat16"`` (autocast).
+    """Return the precision a model runs in: ``"float32"`` or ``"bfloat16"`` (autocast).
 
     Parameters
     ----------
