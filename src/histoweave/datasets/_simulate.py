@@ -121,8 +121,8 @@ def simulate_section(
         - ``obsm["spatial"]``: full-resolution pixels (x, y)
         - ``uns["spatial"][library_id]``: the image at full resolution as ``"hires"`` (scale factor 1), a
           ``"lowres"`` one, ``scalefactors`` with ``microns_per_pixel``, and ``metadata``
-        - ``uns["histoweave"]["simulate_section"]``: the arguments and the truth (texture and programme of each
-          region, stain vectors)
+        - ``uns["histoweave"]["simulate_section"]``: the arguments and the truth (texture and programme of
+          each region, stain vectors)
 
     Raises
     ------
@@ -194,8 +194,8 @@ def simulate_sections(
 ) -> AnnData:
     """Simulate several sections of one tissue as a single table.
 
-    They share texture classes and marker genes, so that what is learned on one holds on the next, and differ in
-    layout, stain, depth and batch effect. Sections of one donor share 70 % of the batch variance.
+    They share texture classes and marker genes, so that what is learned on one holds on the next, and differ
+    in layout, stain, depth and batch effect. Sections of one donor share 70 % of the batch variance.
 
     Parameters
     ----------
@@ -275,7 +275,7 @@ def _section(
     library_id: str,
     donor: str,
 ) -> tuple[AnnData, dict[str, Any]]:
-    """Build one section and its truth. Each part draws from its own stream: one knob does not move the others."""
+    """Build one section and its truth; each part has its own random stream, so one knob moves only its part."""
     for_layout, for_counts, for_labels, for_stains, for_image = generator.spawn(5)
     drawn = draw_layout(
         for_layout,

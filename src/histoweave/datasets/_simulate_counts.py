@@ -55,7 +55,7 @@ def draw_batch(rng: np.random.Generator, n_genes: int) -> np.ndarray:
 
 
 def join_batch(donor: np.ndarray, section: np.ndarray, batch_effect: float) -> np.ndarray:
-    """Combine what a donor's sections share with what is a section's own; standard deviation ``batch_effect``."""
+    """Combine what a donor's sections share with a section's own; the sd is ``batch_effect``."""
     return batch_effect * (math.sqrt(DONOR_SHARE) * donor + math.sqrt(1 - DONOR_SHARE) * section)
 
 
@@ -77,8 +77,8 @@ def draw_counts(
 ) -> sp.csr_matrix:
     """Draw counts ``(n_spots, n_genes)`` as float32 CSR, given the genes' shares and each spot's programme.
 
-    The mean is ``depth_i * shares[programme_i]`` with log-normal ``depth_i`` of mean ``depth``, the variance given the mean
-    ``mean + dispersion * mean ** 2``; each count is then lost with probability ``dropout``.
+    The mean is ``depth_i * shares[programme_i]`` with log-normal ``depth_i`` of mean ``depth``, the variance
+    given the mean ``mean + dispersion * mean ** 2``; each count is then lost with probability ``dropout``.
     """
     n_spots = len(programme)
     spot_depth = depth * np.exp(rng.normal(0, DEPTH_SD, n_spots) - DEPTH_SD**2 / 2)

@@ -62,14 +62,14 @@ class Knobs:
         n_spots = round(self.n_rows * self.n_cols * self.tissue_fraction)
         if n_spots < 4 * self.n_regions or self.n_regions > 255:
             msg = (
-                f"`n_regions={self.n_regions}` is too many for {n_spots} spots on tissue: a region needs about 4 "
-                "or more, and there may be 255. Raise `n_rows` and `n_cols`, or lower `n_regions`."
+                f"`n_regions={self.n_regions}` is too many for {n_spots} spots on tissue: a region needs "
+                "about 4 or more, and there may be 255. Raise `n_rows` and `n_cols`, or lower `n_regions`."
             )
             raise ValueError(msg)
         if max(self.textures) >= len(TEXTURES):
             msg = (
-                f"There are {len(TEXTURES)} texture classes (0 to {len(TEXTURES) - 1}: {', '.join(TEXTURES)}), "
-                f"got class {max(self.textures)}. Say which regions look alike with `image_regions=`."
+                f"There are {len(TEXTURES)} texture classes (0 to {len(TEXTURES) - 1}: {', '.join(TEXTURES)}); "
+                f"class {max(self.textures)} was asked for. Say which regions look alike with `image_regions=`."
             )
             raise ValueError(msg)
         needed = self.n_markers * self.n_programmes

@@ -82,19 +82,19 @@ def draw_layout(
     xy = um / um_per_px
     pixel = tuple(np.rint(xy[:, ::-1]).astype(int).T)
 
-    outline = _upsample(_outline(rng, grid), (height, width))
-    inside = outline[pixel]
+    border = _upsample(_border(rng, grid, RIM_UM + margin_um), (height, width))
+    depth = border + 0.8 * RIM_UM - border[pixel].min()
     keep = np.ones(len(um), dtype=bool)
-    cut = inside.min() - RIM_UM * 0.8
     if tissue_fraction < 1:
-        n_keep = round(tissue_fraction * len(um))
-        keep[np.argsort(inside, kind="stable")[: len(um) - n_keep]] = False
-        cut = inside[keep].min() - RIM_UM * 0.8
+        dome = border + _upsample(0.1 * min(extent) * smooth_noise(rng, grid, min(grid) / 3), (height, width))
+        n_off = len(um) - round(tissue_fraction * len(um))
+        keep[np.argsort(dome[pixel], kind="stable")[:n_off]] = False
+        depth = np.minimum(depth, dome + 0.5 * PITCH_UM - dome[pixel][keep].min())
     spots = tuple(p[keep] for p in pixel)
 
     draw = _layers if layout == "layers" else _blobs
     region_map = draw(rng, grid, (height, width), spots, n_regions)
-    return Layout(row[keep], col[keep], xy[keep], region_map[spots].astype(int), region_map, outline - cut)
+    return Layout(row[keep], col[keep], xy[keep], region_map[spots].astype(int), region_map, depth)
 
 
 def _upsample(field: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -104,12 +104,12 @@ def _upsample(field: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return np.asarray(resized)
 
 
-def _outline(rng: np.random.Generator, grid: tuple[int, int]) -> np.ndarray:
-    """Height map in um whose level sets are rounded, slightly ragged rectangles around the centre."""
-    y, x = (np.linspace(-1, 1, n, dtype=np.float32) for n in grid)
-    half = min(grid) * GRID_UM / 2
-    radius = (np.abs(x[None]) ** 6 + np.abs(y[:, None]) ** 6) ** (1 / 6)
-    return half * (1 - radius) + 12 * smooth_noise(rng, grid, 150 / GRID_UM)
+def _border(rng: np.random.Generator, grid: tuple[int, int], edge_um: float) -> np.ndarray:
+    """Height map in um: distance to the array's border, positive within, made slightly ragged."""
+    y, x = ((np.abs(np.arange(n, dtype=np.float32) - (n - 1) / 2) - n / 2) * GRID_UM + edge_um for n in grid)
+    x, y = x[None], y[:, None]
+    beyond = np.hypot(np.maximum(x, 0), np.maximum(y, 0)) + np.minimum(np.maximum(x, y), 0)
+    return 12 * smooth_noise(rng, grid, 150 / GRID_UM) - beyond
 
 
 def _blobs(
@@ -119,7 +119,7 @@ def _blobs(
     spots: tuple[np.ndarray, np.ndarray],
     n_regions: int,
 ) -> np.ndarray:
-    """Each pixel belongs to the highest of ``n_regions`` smooth fields, shifted until the shares are equal."""
+    """Give each pixel to the highest of ``n_regions`` smooth fields, shifted until shares are equal."""
     cell = 0.6 * math.sqrt(grid[0] * grid[1] / n_regions)
     fields = [smooth_noise(rng, grid, cell) + 0.05 * smooth_noise(rng, grid, 3) for _ in range(n_regions)]
     at_spots = np.column_stack([_upsample(f, shape)[spots] for f in fields])
