@@ -219,7 +219,7 @@ def test_outputs_page_says_where_results_land(name):
 def test_ci_runs_the_commands_of_the_readme():
     blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     commands = [line for block in blocks for line in block.splitlines()]
-    steps = [step.strip() for line in commands for step in line.split("&&")]
-    script = (ROOT / ".ci" / "run").read_text()
     assert len(commands) == 2
-    assert [step for step in steps if step not in script] == []
+    steps = [step for line in commands for step in line.split(" && ")]
+    script = (ROOT / ".ci" / "run").read_text()
+    assert [step for step in steps if step not in script and ".venv" not in step] == []

@@ -1,0 +1,42 @@
+"""Sphinx configuration. API pages follow from the public names of each room (its ``__init__.pyi``)."""
+
+from __future__ import annotations
+
+from histoweave import __version__
+
+project = "histoweave"
+author = "The histoweave developers"
+project_copyright = f"2026, {author}"
+release = __version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+exclude_patterns = ["_build", "jupyter_execute", "**.ipynb_checkpoints"]
+templates_path = ["_templates"]
+
+# API pages: what `__all__` of a room offers, also where another module defines it
+autosummary_ignore_module_all = False
+autosummary_imported_members = True
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented_params"
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+
+# Pages with code run when the documents are built, so that they cannot go stale
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "cache"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 600
+nb_merge_streams = True
+
+html_theme = "sphinx_book_theme"
+html_title = "histoweave"
+html_static_path = ["_static"]
+html_theme_options = {"show_toc_level": 2}
