@@ -223,3 +223,11 @@ def test_ci_runs_the_commands_of_the_readme():
     steps = [step for line in commands for step in line.split(" && ")]
     script = (ROOT / ".ci" / "run").read_text()
     assert [step for step in steps if step not in script and ".venv" not in step] == []
+
+
+@pytest.mark.parametrize(
+    "path", [*FILES, ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name
+)
+def test_functions_named_in_text_exist(path):
+    named = re.findall(rf"\bhw\.((?:{'|'.join(ROOMS)})\.[A-Za-z]\w*)", path.read_text())
+    assert set(named) <= set(PUBLIC)
