@@ -105,7 +105,8 @@ def concat(
 def _prepared(table: AnnData, name: str | None) -> AnnData:
     """A shallow copy with section names in obs and unique row names; ``X`` and ``obsm`` are shared."""
     column = section_column(table).astype(str)
-    spatial = dict(table.uns.get("spatial", {}))
+    entries = table.uns.get("spatial", {})
+    spatial = {lib: entries[lib] for lib in dict.fromkeys(column) if lib in entries}
     if name is not None:
         old = set(column)
         if len(old) > 1:
@@ -115,7 +116,7 @@ def _prepared(table: AnnData, name: str | None) -> AnnData:
             )
             raise ValueError(msg)
         column = np.full(table.n_obs, str(name), dtype=object)
-        spatial = {str(name): spatial[k] for k in old if k in spatial}
+        spatial = {str(name): entry for entry in spatial.values()}
     obs = table.obs.copy()
     obs[_keys.LIBRARY] = column
     obs.index = [
@@ -200,8 +201,8 @@ def _report_genes(tables: list[AnnData], join: str) -> None:
             f"{t.obs[_keys.LIBRARY].iloc[0]!r}: {listing(t.var_names[:3])}" for t in tables[:3]
         )
         msg = (
-            f"The sections share no gene ({examples}). Bring gene names to one form (symbols or Ensembl ids), or "
-            "pass `join='outer'` to keep all genes with a record of where each was measured."
+            f"The sections share no gene ({examples}). Bring gene names to one form (symbols or Ensembl "
+            "ids), or pass `join='outer'` to keep all genes with a record of where each was measured."
         )
         raise ValueError(msg)
 

@@ -32,32 +32,31 @@ _H5_NEEDS = (
 
 def read_counts(path: Path) -> tuple[AnnData, dict[str, Any]]:
     """Read a 10x matrix; return the gene expression of all barcodes and what the file says of itself."""
-    table, attributes = _read_h5(path) if path.is_file() else (_read_mtx(path), {})
+    with warnings.catch_warnings():  # repeated names are dealt with here
+        warnings.filterwarnings("ignore", message=".*names are not unique", category=UserWarning)
+        table, attributes = _read_h5(path) if path.is_file() else (_read_mtx(path), {})
+        table = _gene_expression(table, path)
+    table.var_names_make_unique()
+    return table, attributes
+
+
+def _gene_expression(table: AnnData, path: Path) -> AnnData:
     if table.n_obs == 0 or table.n_vars == 0:
         msg = f"{str(path)!r} is empty: {table.n_obs} barcodes, {table.n_vars} features."
         raise ValueError(msg)
-    twice = table.obs_names[table.obs_names.duplicated()]
+    twice = table.obs_names[table.obs_names.duplicated()].unique()
     if len(twice):
-        msg = (
-            f"{str(path)!r} lists {twice.nunique()} barcodes more than once (e.g. "
-            f"{listing(twice.unique(), 3)})."
-        )
+        msg = f"{str(path)!r} lists {len(twice)} barcodes more than once (e.g. {listing(twice, 3)})."
         raise ValueError(msg)
-    genes = table.var["feature_types"] == "Gene Expression"
-    if not genes.all():
-        if not genes.any():
-            msg = (
-                f"{str(path)!r} holds no 'Gene Expression' features, only "
-                f"{listing(set(table.var['feature_types']))}."
-            )
-            raise ValueError(msg)
-        warn(
-            f"{int((~genes).sum())} features that are not gene expression "
-            f"({listing(sorted(set(table.var['feature_types'][~genes])))}) were left out."
-        )
-        table = table[:, genes.to_numpy()].copy()
-    table.var_names_make_unique()
-    return table, attributes
+    genes = (table.var["feature_types"] == "Gene Expression").to_numpy()
+    if genes.all():
+        return table
+    others = listing(sorted(set(table.var["feature_types"][~genes])))
+    if not genes.any():
+        msg = f"{str(path)!r} holds no 'Gene Expression' features, only {others}."
+        raise ValueError(msg)
+    warn(f"{int((~genes).sum())} features that are not gene expression ({others}) were left out.")
+    return table[:, genes].copy()
 
 
 def _read_h5(path: Path) -> tuple[AnnData, dict[str, Any]]:
@@ -74,9 +73,7 @@ def _read_h5(path: Path) -> tuple[AnnData, dict[str, Any]]:
                 "`matrix` group."
             )
             raise ValueError(msg)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*names are not unique", category=UserWarning)
-            return sc.read_10x_h5(path, gex_only=False), attributes
+        return sc.read_10x_h5(path, gex_only=False), attributes
     except OSError as error:
         msg = (
             f"Cannot read {str(path)!r}: the file is damaged or was cut off ({error}). Copy or download it "
