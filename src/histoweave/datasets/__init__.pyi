@@ -1,2 +1,3 @@
-from ._registry import available, dlpfc, her2st, mob_st, pathmnist, visium_breast
+from ._public import dlpfc, her2st, mob_st, pathmnist, visium_breast
+from ._registry import available
 from ._simulate import simulate_section, simulate_sections

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import anndata as ad
-import numpy as np
-import pandas as pd
 from anndata import AnnData
-from PIL import Image
 
 from histoweave import _keys
 from histoweave._random import SeedLike, rng
@@ -19,11 +15,8 @@ from histoweave._record import record
 from histoweave._settings import track
 from histoweave._validate import listing, require_number
 from histoweave.datasets import _simulate_counts as counts
-from histoweave.datasets._simulate_image import TEXTURES, draw_stains, paint, region_textures
 from histoweave.datasets._simulate_knobs import Knobs
-from histoweave.datasets._simulate_layout import PITCH_UM, draw_layout
-
-LOWRES_PX = 600
+from histoweave.datasets._simulate_table import build_section
 
 
 def simulate_section(
@@ -131,12 +124,13 @@ def simulate_section(
 
     Notes
     -----
-    Stain vectors are those of [1]_; the image is composed in optical density, where stains add up. Regions
+    Haematoxylin is that of [1]_, eosin that of [2]_; the image is composed in optical density, where stains add up. Regions
     share all random fields, so that only the parameters of their textures tell them apart.
 
     References
     ----------
     .. [1] Ruifrok and Johnston, Anal. Quant. Cytol. Histol. 23, 2001.
+    .. [2] Macenko et al., ISBI 2009.
 
     Examples
     --------
@@ -147,31 +141,31 @@ def simulate_section(
     """
     names = {"library_id": library_id, "donor": donor}
     knobs = Knobs(
-        n_rows,
-        n_cols,
-        n_regions,
-        n_genes,
-        image_signal,
-        gene_signal,
-        image_regions,
-        gene_regions,
-        n_markers,
-        depth,
-        dispersion,
-        dropout,
-        batch_effect,
-        stain_shift,
-        labelled_fraction,
-        layout,
-        tissue_fraction,
-        margin_um,
-        um_per_px,
-        array_grid,
-        image,
+        n_rows=n_rows,
+        n_cols=n_cols,
+        n_regions=n_regions,
+        n_genes=n_genes,
+        image_signal=image_signal,
+        gene_signal=gene_signal,
+        image_regions=image_regions,
+        gene_regions=gene_regions,
+        n_markers=n_markers,
+        depth=depth,
+        dispersion=dispersion,
+        dropout=dropout,
+        batch_effect=batch_effect,
+        stain_shift=stain_shift,
+        labelled_fraction=labelled_fraction,
+        layout=layout,
+        tissue_fraction=tissue_fraction,
+        margin_um=margin_um,
+        um_per_px=um_per_px,
+        array_grid=array_grid,
+        image=image,
     )
     shared, own = rng(random_state).spawn(2)
     programmes = counts.draw_programmes(shared, knobs.n_programmes, n_genes, n_markers)
-    section, truth = _section(own, knobs, programmes, counts.draw_batch(shared, n_genes), **names)
+    section, truth = build_section(own, knobs, programmes, counts.draw_batch(shared, n_genes), **names)
     record(
         section,
         "simulate_section",
@@ -249,7 +243,7 @@ def simulate_sections(
     tables, truth = [], {}
     for i in track(range(n_sections), "Simulating sections"):
         donor, library_id = i * n_donors // n_sections, f"section_{i + 1}"
-        table, truth[library_id] = _section(
+        table, truth[library_id] = build_section(
             own[i], knobs, programmes, donor_batches[donor], library_id=library_id, donor=f"donor_{donor + 1}"
         )
         tables.append(table)
@@ -264,101 +258,3 @@ def simulate_sections(
         out, "simulate_sections", "datasets.simulate_sections", params, random_state=random_state, truth=truth
     )
     return out
-
-
-def _section(
-    generator: np.random.Generator,
-    knobs: Knobs,
-    programmes: counts.Programmes,
-    donor_batch: np.ndarray,
-    *,
-    library_id: str,
-    donor: str,
-) -> tuple[AnnData, dict[str, Any]]:
-    """Build one section and its truth; each part has its own random stream, so one knob moves only its part."""
-    for_layout, for_counts, for_labels, for_stains, for_image = generator.spawn(5)
-    drawn = draw_layout(
-        for_layout,
-        n_rows=knobs.n_rows,
-        n_cols=knobs.n_cols,
-        n_regions=knobs.n_regions,
-        um_per_px=knobs.um_per_px,
-        array_grid=knobs.array_grid,
-        layout=knobs.layout,
-        tissue_fraction=knobs.tissue_fraction,
-        margin_um=knobs.margin_um,
-    )
-    batch = counts.join_batch(donor_batch, counts.draw_batch(for_counts, knobs.n_genes), knobs.batch_effect)
-    matrix = counts.draw_counts(
-        for_counts,
-        counts.profiles(programmes, knobs.gene_signal, batch),
-        knobs.programmes[drawn.region],
-        depth=knobs.depth * math.exp(batch[-1]),
-        dispersion=knobs.dispersion,
-        dropout=knobs.dropout,
-    )
-    names = np.array([f"region_{k + 1}" for k in range(knobs.n_regions)])
-    label = pd.Categorical(names[drawn.region], categories=names)
-    labelled = _labelled(for_labels, drawn.region, knobs.labelled_fraction)
-    obs = pd.DataFrame(
-        {
-            _keys.LIBRARY: pd.Categorical([library_id] * len(label)),
-            _keys.DONOR: pd.Categorical([donor] * len(label)),
-            _keys.IN_TISSUE: 1,
-            _keys.ARRAY_ROW: drawn.array_row,
-            _keys.ARRAY_COL: drawn.array_col,
-            _keys.REGION: pd.Categorical(np.where(labelled, label, None), categories=names),
-            "region_truth": label,
-        },
-        index=[f"{library_id}_{r}x{c}" for r, c in zip(drawn.array_row, drawn.array_col, strict=True)],
-    )
-    marker_of = [f"programme_{k + 1}" if k >= 0 else "" for k in programmes.marker_of]
-    var = pd.DataFrame({"marker_of": marker_of}, index=[f"GENE{g + 1:04d}" for g in range(knobs.n_genes)])
-    table = AnnData(
-        matrix, obs=obs, var=var, obsm={_keys.SPATIAL: drawn.xy}, layers={_keys.COUNTS: matrix.copy()}
-    )
-
-    stains = draw_stains(for_stains, knobs.stain_shift)
-    pixels = None
-    if knobs.image:
-        pixels = paint(
-            for_image, drawn, region_textures(knobs.textures, knobs.image_signal), stains, knobs.um_per_px
-        )
-    table.uns["spatial"] = {library_id: _spatial(pixels, knobs)}
-    truth = {
-        "texture": dict(zip(names, np.array(list(TEXTURES))[knobs.textures], strict=True)),
-        "programme": {name: f"programme_{k + 1}" for name, k in zip(names, knobs.programmes, strict=True)},
-        "stains": stains,
-    }
-    return table, truth
-
-
-def _labelled(generator: np.random.Generator, region: np.ndarray, fraction: float) -> np.ndarray:
-    """Choose the labelled spots: a share of each region, rounded up."""
-    labelled = np.zeros(len(region), dtype=bool)
-    for k in np.unique(region):
-        spots = np.flatnonzero(region == k)
-        labelled[generator.permutation(spots)[: math.ceil(fraction * len(spots))]] = True
-    return labelled
-
-
-def _spatial(pixels: np.ndarray | None, knobs: Knobs) -> dict[str, Any]:
-    """Return the entry of ``uns["spatial"]``, laid out as Space Ranger's."""
-    factors = {
-        "tissue_hires_scalef": 1.0,
-        "spot_diameter_fullres": 55.0 / knobs.um_per_px,
-        "fiducial_diameter_fullres": 85.0 / knobs.um_per_px,
-        "microns_per_pixel": float(knobs.um_per_px),
-    }
-    entry = {
-        "images": {},
-        "scalefactors": factors,
-        "metadata": {"platform": "simulated", "array_pitch_um": PITCH_UM, "array_grid": knobs.array_grid},
-    }
-    if pixels is not None:
-        scale = min(1.0, LOWRES_PX / max(pixels.shape))
-        size = [max(1, round(n * scale)) for n in pixels.shape[1::-1]]
-        lowres = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))
-        entry["images"] = {"hires": pixels, "lowres": lowres}
-        factors["tissue_lowres_scalef"] = scale
-    return entry

@@ -9,8 +9,8 @@ import numpy as np
 
 from histoweave.datasets._simulate_layout import Layout, smooth_noise
 
-# Absorption in red, green, blue, unit length: haematoxylin from Ruifrok & Johnston 2001, eosin from Macenko et al.
-# 2009, whose vector gives the salmon pink of most slides (Ruifrok's gives magenta).
+# Absorption in red, green, blue, unit length: haematoxylin from Ruifrok & Johnston 2001, eosin from
+# Macenko et al. 2009, whose vector gives the salmon pink of most slides (Ruifrok's gives magenta).
 HEMATOXYLIN = (0.650, 0.704, 0.286)
 EOSIN = (0.216, 0.801, 0.558)
 BACKGROUND = 0.035  # optical density of the empty slide
@@ -186,7 +186,7 @@ def _draw_nuclei(
 
 
 def _stamp(nuclei: dict[str, np.ndarray], band: slice, width: int, um_per_px: float) -> np.ndarray:
-    """Haematoxylin density of a band of rows: soft ellipses with a darker rim; the darkest wins an overlap."""
+    """Haematoxylin density of a band of rows: soft ellipses with a darker rim; the darkest wins."""
     height = band.stop - band.start
     half = math.ceil(1.4 * float(nuclei["long"].max(initial=1)))
     first, last = np.searchsorted(nuclei["y"], [band.start - half, band.stop + half])
