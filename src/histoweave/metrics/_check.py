@@ -75,7 +75,7 @@ def probability_array(
             raise ValueError(msg)
         array = probability.to_numpy(dtype=float)[:, [columns.index(name) for name in names]]
     elif classes is None:
-        msg = "`classes` must name the columns of `probability`, or pass a DataFrame whose columns are the classes."
+        msg = "`classes` must name the columns of `probability` (or pass a DataFrame with named columns)."
         raise ValueError(msg)
     else:
         names, array = class_list(classes), np.asarray(probability, dtype=float)

