@@ -100,7 +100,8 @@ def test_signature_has_the_common_shape(name):
         if next(iter(args), None) in ("data", "adata", "sdata", "table"):
             first, *rest = args.values()
             assert first.kind is first.POSITIONAL_OR_KEYWORD, f"{label}: data first"
-            free = [p.name for p in rest if p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]
+            named = (first.KEYWORD_ONLY, first.VAR_KEYWORD)
+            free = [p.name for p in rest if p.kind not in named and p.name != "path"]
             assert not free, f"{label}: keyword-only, please: {free}"
         for argument, default in {"copy": False, "random_state": 0, "table_key": "table"}.items():
             if argument in args:
