@@ -1,0 +1,141 @@
+"""Fitting and applying a stain, pixels in, pixels out; the one place that calls squidpy's stain code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histoweave._random import SeedLike, rng
+
+if TYPE_CHECKING:
+    import dask.array as da
+
+METHODS = ("macenko", "reinhard", "section")
+TISSUE_OD = 0.15  # mean optical density (natural logarithm) above which a pixel is tissue
+MIN_PIXELS = 500
+MAX_PIXELS = 200_000
+MOSAIC_WIDTH = 100
+
+# optical density of every 8-bit value against white, and tissue as the matching sum over channels
+OD = -np.log((np.arange(256) + 1) / 256).astype(np.float32)
+
+# Reinhard et al. 2001: RGB -> LMS, and log LMS -> decorrelated l, alpha, beta
+LMS = np.array([[0.3811, 0.5783, 0.0402], [0.1967, 0.7244, 0.0782], [0.0241, 0.1288, 0.8444]])
+LAB = np.diag([3**-0.5, 6**-0.5, 2**-0.5]) @ np.array([[1, 1, 1], [1, 1, -2], [1, -1, 0]])
+
+
+def is_tissue(pixels: np.ndarray) -> np.ndarray:
+    """Tell which 8-bit pixels ``(..., 3)`` are stained: mean optical density above 0.15."""
+    return OD[pixels].sum(axis=-1) > 3 * TISSUE_OD
+
+
+def tissue_pixels(
+    crops: np.ndarray | da.Array, rows: np.ndarray, *, n_crops: int = 200, random_state: SeedLike = 0
+) -> np.ndarray:
+    """Return the stained pixels ``(n, 3)`` of a random sample of crops, at most 200,000 of them."""
+    generator = rng(random_state)
+    sample = np.sort(generator.choice(rows, min(n_crops, len(rows)), replace=False))
+    pixels = np.asarray(crops[sample]).reshape(-1, 3)
+    pixels = pixels[is_tissue(pixels)]
+    if len(pixels) > MAX_PIXELS:
+        pixels = pixels[np.sort(generator.choice(len(pixels), MAX_PIXELS, replace=False))]
+    return pixels
+
+
+def fit_stain(pixels: np.ndarray, method: str, *, name: str = "the image") -> dict[str, Any]:
+    """Return what describes the stain of tissue pixels.
+
+    Parameters
+    ----------
+    pixels
+        Tissue pixels ``(n, 3)``, uint8.
+    method
+        ``"macenko"``, ``"reinhard"`` or ``"section"``.
+    name
+        What the pixels are of, for errors.
+
+    Returns
+    -------
+    ``method`` and, by method, ``stain_matrix`` ``(3, 3)`` and ``max_concentrations`` ``(2,)``, or ``mu`` and
+    ``sigma`` ``(3,)``.
+    """
+    if len(pixels) < MIN_PIXELS:
+        msg = (
+            f"{name[0].upper()}{name[1:]} shows too little tissue for a stain fit: {len(pixels)} pixels "
+            f"sampled, {MIN_PIXELS} needed. Sample more crops (`n_crops=`), or leave out empty sections."
+        )
+        raise ValueError(msg)
+    if method == "section":
+        density = OD[pixels].astype(np.float64)
+        return {"method": method, "mu": density.mean(axis=0), "sigma": np.maximum(density.std(axis=0), 1e-6)}
+    try:
+        found = _fit_squidpy(pixels, method)
+    except (RuntimeError, ValueError) as error:  # squidpy's StainFittingError is a RuntimeError
+        msg = (
+            f"{name[0].upper()}{name[1:]}: no {method} stain could be fitted ({error}). Is it H&E, with both "
+            "stains visible? `method='section'` needs no stain separation."
+        )
+        raise ValueError(msg) from error
+    names = ("stain_matrix", "max_concentrations") if method == "macenko" else ("mu", "sigma")
+    return {"method": method} | {key: np.asarray(getattr(found, key)) for key in names}
+
+
+def mean_reference(fitted: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the mean of several fits: every section counts the same."""
+    out = {key: np.mean([fit[key] for fit in fitted], axis=0) for key in fitted[0] if key != "method"}
+    if "stain_matrix" in out:
+        stains = out["stain_matrix"][:, :2] / np.linalg.norm(out["stain_matrix"][:, :2], axis=0)
+        third = np.cross(stains[:, 0], stains[:, 1])
+        out["stain_matrix"] = np.column_stack([stains, third / np.linalg.norm(third)])
+    return {"method": fitted[0]["method"]} | out
+
+
+def apply_stain(pixels: np.ndarray, source: Mapping[str, Any], target: Mapping[str, Any]) -> np.ndarray:
+    """Map 8-bit pixels ``(..., 3)`` from the stain ``source`` to ``target``, both of one method."""
+    flat = pixels.reshape(-1, 3)
+    if source["method"] == "macenko":
+        strength = np.append(np.divide(target["max_concentrations"], source["max_concentrations"]), 1.0)
+        matrix = (
+            np.asarray(target["stain_matrix"]) @ np.diag(strength) @ np.linalg.inv(source["stain_matrix"])
+        )
+        return _from_density(OD[flat] @ matrix.T.astype(np.float32)).reshape(pixels.shape)
+    ratio = np.divide(target["sigma"], source["sigma"])
+    shift = target["mu"] - ratio * source["mu"]
+    if source["method"] == "section":
+        mapped = _from_density(OD[flat] * ratio.astype(np.float32) + shift.astype(np.float32))
+    else:
+        mapped = _reinhard(flat, ratio, shift)
+    return np.where(is_tissue(flat)[:, None], mapped, flat).reshape(pixels.shape)
+
+
+def _reinhard(flat: np.ndarray, ratio: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Scale and shift in l-alpha-beta; both changes of basis folded into one affine map of log LMS."""
+    back = np.linalg.inv(LAB)
+    matrix, offset = back @ np.diag(ratio) @ LAB, back @ shift
+    log = np.log(flat @ LMS.T.astype(np.float32) + np.float32(1))
+    lms = np.exp(log @ matrix.T.astype(np.float32) + offset.astype(np.float32)) - np.float32(1)
+    return _round(lms @ np.linalg.inv(LMS).T.astype(np.float32))
+
+
+def _from_density(density: np.ndarray) -> np.ndarray:
+    return _round(np.float32(256) * np.exp(-density) - np.float32(1))
+
+
+def _round(values: np.ndarray) -> np.ndarray:
+    return np.rint(np.clip(values, 0, 255)).astype(np.uint8)
+
+
+def _fit_squidpy(pixels: np.ndarray, method: str) -> Any:
+    """Fit by squidpy's public function, which wants an image: the pixels laid out as one, all tissue."""
+    from spatialdata import SpatialData
+    from spatialdata.models import Image2DModel, Labels2DModel
+    from squidpy.experimental.im import fit_stain_reference
+
+    height = len(pixels) // MOSAIC_WIDTH
+    mosaic = pixels[: height * MOSAIC_WIDTH].reshape(height, MOSAIC_WIDTH, 3)
+    image = Image2DModel.parse(np.ascontiguousarray(mosaic.transpose(2, 0, 1)), dims=("c", "y", "x"))
+    tissue = Labels2DModel.parse(np.ones((height, MOSAIC_WIDTH), dtype=np.int16), dims=("y", "x"))
+    sdata = SpatialData(images={"mosaic": image}, labels={"mosaic_tissue": tissue})
+    return fit_stain_reference(sdata, "mosaic", method=method, tissue_mask_key="mosaic_tissue")
