@@ -16,7 +16,7 @@ from histoweave._settings import settings
 log = logging.getLogger("histoweave")
 
 ATTEMPTS = 4
-CHUNK = 1 << 16
+CHUNK = 1 << 14  # what a broken connection loses at most
 TIMEOUT_S = 30
 
 
@@ -64,7 +64,7 @@ def fetch(file: RemoteFile, folder: Path) -> Path:
     if settings.offline:
         sources = ", ".join(file.urls) or file.listing
         msg = (
-            f"{str(target)!r} is missing, and downloading is off (`hw.settings.offline` or HISTOWEAVE_OFFLINE). "
+            f"{str(target)!r} is missing and `hw.settings.offline` (HISTOWEAVE_OFFLINE) forbids to download. "
             f"Get it from {sources} and place it there under that name, or switch offline off."
         )
         raise FileNotFoundError(msg)

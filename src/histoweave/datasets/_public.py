@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -272,8 +273,9 @@ def _unpack(archive: Path, folder: Path) -> None:
         try:
             with tarfile.open(archive) as content:
                 content.extractall(temporary, filter="data")
-        except tarfile.TarError as error:
-            msg = f"{str(archive)!r} cannot be unpacked ({error}). Delete it to download it again."
+        except (tarfile.TarError, zlib.error, EOFError) as error:
+            reason = str(error).splitlines()[0]
+            msg = f"{str(archive)!r} cannot be unpacked ({reason}). Delete it to download it again."
             raise ValueError(msg) from error
         inner = temporary / "spatial"
         if inner.is_dir():

@@ -124,8 +124,8 @@ def simulate_section(
 
     Notes
     -----
-    Haematoxylin is that of [1]_, eosin that of [2]_; the image is composed in optical density, where stains add up. Regions
-    share all random fields, so that only the parameters of their textures tell them apart.
+    Haematoxylin is that of [1]_, eosin that of [2]_; the image is composed in optical density, where stains
+    add up. Regions share all random fields, so that only the parameters of their textures tell them apart.
 
     References
     ----------

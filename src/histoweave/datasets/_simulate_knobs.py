@@ -68,8 +68,8 @@ class Knobs:
             raise ValueError(msg)
         if max(self.textures) >= len(TEXTURES):
             msg = (
-                f"There are {len(TEXTURES)} texture classes, 0 to {len(TEXTURES) - 1} ({', '.join(TEXTURES)}), "
-                f"not {max(self.textures)}. Say which regions look alike with `image_regions=`."
+                f"Texture classes go from 0 to {len(TEXTURES) - 1} ({', '.join(TEXTURES)}), "
+                f"but class {max(self.textures)} is used. Say which regions look alike with `image_regions=`."
             )
             raise ValueError(msg)
         needed = self.n_markers * self.n_programmes
