@@ -64,13 +64,13 @@ def test_size_bar_where_recorded_and_equal(cropped):
 
 
 def test_crops_of_the_package_are_read(table):
-    hw.pp.crops(table, size_um=40, out_px=16)
+    hw.pp.crops(table, size_um=40, out_px=16, um_per_px=2.0)
     ax = hw.pl.crops(table, n=2)
     assert [text.get_text() for text in ax.texts] == ["40 µm"]
 
 
 def test_bad_input(cropped):
-    with pytest.raises(KeyError, match="hw.pp.crops"):
+    with pytest.raises(KeyError, match="Run `hw"):
         hw.pl.crops(cropped, crops_key="crops_context")
     with pytest.raises(KeyError, match="groupby"):
         hw.pl.crops(cropped, groupby="layer")

@@ -34,7 +34,7 @@ def test_two_dimensions_are_drawn_as_they_are_and_nan_rows_left_out(embedded):
     assert sorted(map(tuple, found)) == [tuple(xy) for i, xy in enumerate(embedded.obsm["X_umap"]) if i != 3]
 
 
-@pytest.mark.parametrize("method", ["tsne", "umap"])
+@pytest.mark.parametrize("method", ["tsne", pytest.param("umap", marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_layouts_are_repeatable_and_separate_groups(embedded, method):
     first, second = (hw.pl.embedding(embedded, method=method, random_state=3) for _ in range(2))
