@@ -94,7 +94,7 @@ def to_rgb8(pixels: np.ndarray | da.Array) -> np.ndarray | da.Array:
     if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4):
         msg = (
             f"An image must have shape (height, width) or (height, width, 1, 3 or 4 channels), "
-            f"got {pixels.shape}. Move the channels to the end (`np.moveaxis(image, 0, -1)`), or pick the three to use."
+            f"got {pixels.shape}. Move the channels last (`np.moveaxis(image, 0, -1)`), or pick three."
         )
         raise ValueError(msg)
     native = pixels.dtype.newbyteorder("=")
