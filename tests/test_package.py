@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import importlib
 import inspect
 import re
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 from numpydoc.docscrape import NumpyDocString
 
@@ -66,7 +68,7 @@ def callables(name: str) -> Iterator[tuple[str, object]]:
     yield name, found
     if inspect.isclass(found):
         for attribute, member in inspect.getmembers(found, inspect.isroutine):
-            ours = getattr(member, "__module__", "").startswith("histoweave")
+            ours = (getattr(member, "__module__", None) or "").startswith("histoweave")
             if ours and not attribute.startswith("_"):
                 yield f"{name}.{attribute}", member
 
@@ -106,6 +108,18 @@ def test_signature_has_the_common_shape(name):
         for argument, default in {"copy": False, "random_state": 0, "table_key": "table"}.items():
             if argument in args:
                 assert args[argument].default == default, f"{label}: `{argument}` is {default} by default"
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_examples_in_docstrings_run(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hw.settings, "progress", False)
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    for label, found in callables(name):
+        for example in doctest.DocTestFinder(recurse=False).find(found, label, globs={}):
+            runner.run(example)
+    plt.close("all")
+    assert runner.failures == 0, capsys.readouterr().out
 
 
 def test_every_room_offers_what_its_stub_names():
