@@ -37,7 +37,11 @@ def section(name, n_side=6, pitch=100.0, image=True, seed=0):
     table.obsm["spatial"] = (grid + 1.0) * pitch
     side = (n_side + 1) * pitch
     entry = {
-        "scalefactors": {"spot_diameter_fullres": 55.0, "tissue_hires_scalef": 0.5, "microns_per_pixel": 2.0},
+        "scalefactors": {
+            "spot_diameter_fullres": 55.0,
+            "tissue_hires_scalef": 0.5,
+            "microns_per_pixel": 65 / 55,
+        },
         "metadata": {"platform": "visium"},
     }
     if image:

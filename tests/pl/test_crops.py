@@ -64,7 +64,7 @@ def test_size_bar_where_recorded_and_equal(cropped):
 
 
 def test_crops_of_the_package_are_read(table):
-    hw.pp.crops(table, size_um=40, out_px=16, um_per_px=2.0)
+    hw.pp.crops(table, size_um=40, out_px=16)
     ax = hw.pl.crops(table, n=2)
     assert [text.get_text() for text in ax.texts] == ["40 µm"]
 

@@ -176,8 +176,8 @@ def test_scale_bar_has_its_length(table):
     ax = hw.pl.regions(table, color="region")
     (text,) = ax.texts
     (bar,) = ax.lines
-    assert text.get_text() == "200 µm"
-    assert np.ptp(bar.get_xdata()) == pytest.approx(100)  # 2 um a pixel
+    assert text.get_text() == "100 µm"
+    assert np.ptp(bar.get_xdata()) == pytest.approx(100 * 55 / 65)  # 65 um are 55 pixels
     assert not hw.pl.regions(table, color="region", scale_bar=False).texts
     del table.uns["spatial"]["s1"]["scalefactors"]["microns_per_pixel"]
     assert not hw.pl.regions(table, color="region").texts
