@@ -1,0 +1,74 @@
+"""Telling tissue from the empty slide: one rule for checks and for crops."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histoweave._resolve import SectionImage, section_image
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+THUMBNAIL_PX = 600
+BLACK = 8  #: below this in every channel a pixel was masked out: no stain is as dark
+FALLBACK_OD = 0.1
+LEAST_CONTRAST = 0.03  #: between the mean optical densities of tissue and slide; less is noise
+
+
+def optical_density(pixels: np.ndarray) -> np.ndarray:
+    """Return the mean over the channels of ``-log10((value + 1) / 256)``; 0 where masked out in black."""
+    density = _DENSITY[pixels].mean(axis=-1)
+    return np.where((pixels < BLACK).all(axis=-1), 0, density).astype(np.float32)
+
+
+_DENSITY = -np.log10((np.arange(256, dtype=np.float32) + 1) / 256)
+
+
+def thumbnail(picture: SectionImage) -> tuple[np.ndarray, float]:
+    """Return a small version of an image and how many pixels of the image one of its pixels spans."""
+    from PIL import Image
+
+    step = max(1, max(picture.array.shape[:2]) // THUMBNAIL_PX)
+    if isinstance(picture.array, np.ndarray):
+        return np.asarray(Image.fromarray(picture.array).reduce(step)), float(step)
+    return np.asarray(picture.array[step // 2 :: step, step // 2 :: step]), float(step)
+
+
+def tissue_threshold(small: np.ndarray) -> float | None:
+    """Return the optical density that divides tissue from slide (Otsu), None without two kinds."""
+    from skimage.filters import threshold_otsu
+
+    density = optical_density(small)
+    if density.min() == density.max():
+        return None
+    threshold = float(threshold_otsu(density))
+    above = density > threshold
+    if not above.any() or density[above].mean() - density[~above].mean() < LEAST_CONTRAST:
+        return None
+    return threshold
+
+
+def coarse_image(data: AnnData | SpatialData, library_id: str, *, table_key: str) -> SectionImage:
+    """Return the smallest image of a section that shows where tissue is."""
+    for name in ("lowres", "hires"):
+        try:
+            picture = section_image(data, library_id, image=name, table_key=table_key)
+        except KeyError:
+            continue
+        if max(picture.array.shape[:2]) >= THUMBNAIL_PX // 2:
+            return picture
+    return section_image(data, library_id, table_key=table_key)
+
+
+def require_crops(crops: Any, key: str) -> None:
+    """Raise unless ``crops`` is ``(n, height, width, 3)`` uint8."""
+    if getattr(crops, "ndim", 0) != 4 or crops.shape[3] != 3 or crops.dtype != np.uint8:
+        found = f"{getattr(crops, 'shape', type(crops).__name__)} {getattr(crops, 'dtype', '')}".strip()
+        msg = (
+            f"`adata.obsm[{key!r}]` must hold crops (n_obs, height, width, 3) uint8, got {found}. "
+            "Run `hw.pp.crops`."
+        )
+        raise ValueError(msg)
