@@ -38,7 +38,7 @@ def torch_generator(random_state: SeedLike, device: str = "cpu") -> torch.Genera
 
 @contextmanager
 def torch_seed(random_state: SeedLike) -> Iterator[None]:
-    """Seed torch's global generators inside the block (layer initialisation needs them) and restore them after."""
+    """Seed torch's global generators inside the block, as layer initialisation needs, and restore them."""
     import torch
 
     with torch.random.fork_rng():

@@ -19,7 +19,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def plain(value: Any) -> Any:
-    """Turn a value into something that JSON, HDF5 and Zarr all store: numbers, strings, lists, dicts, arrays."""
+    """Turn a value into what JSON, HDF5 and Zarr all store: numbers, strings, lists, dicts, arrays."""
     if isinstance(value, Mapping):
         return {str(k).replace("/", "_"): plain(v) for k, v in value.items() if v is not None}
     if isinstance(value, np.generic):

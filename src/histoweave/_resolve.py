@@ -21,7 +21,10 @@ Data = "AnnData | SpatialData"
 
 def is_spatialdata(data: Any) -> bool:
     """Tell whether ``data`` is a SpatialData object, without importing spatialdata for a plain table."""
-    return any(cls.__module__.startswith("spatialdata.") and cls.__name__ == "SpatialData" for cls in type(data).__mro__)
+    return any(
+        cls.__module__.startswith("spatialdata.") and cls.__name__ == "SpatialData"
+        for cls in type(data).__mro__
+    )
 
 
 def get_table(data: AnnData | SpatialData, table_key: str = _keys.TABLE) -> AnnData:
@@ -49,8 +52,10 @@ def get_table(data: AnnData | SpatialData, table_key: str = _keys.TABLE) -> AnnD
         raise ValueError(msg)
     if not table.obs_names.is_unique:
         twice = table.obs_names[table.obs_names.duplicated()].unique()
-        msg = (f"{len(twice)} row names occur more than once ({listing(twice, 3)}). Concatenate sections with "
-               "`hw.io.concat`, or run `adata.obs_names_make_unique()`.")
+        msg = (
+            f"{len(twice)} row names occur more than once ({listing(twice, 3)}). Concatenate sections with "
+            "`hw.io.concat`, or run `adata.obs_names_make_unique()`."
+        )
         raise ValueError(msg)
     return table
 
@@ -73,8 +78,14 @@ def working_copy(
     from spatialdata import SpatialData
 
     tables = dict(data.tables) | {table_key: table}
-    out = SpatialData(images=dict(data.images), labels=dict(data.labels), points=dict(data.points),
-                      shapes=dict(data.shapes), tables=tables, attrs=dict(data.attrs))
+    out = SpatialData(
+        images=dict(data.images),
+        labels=dict(data.labels),
+        points=dict(data.points),
+        shapes=dict(data.shapes),
+        tables=tables,
+        attrs=dict(data.attrs),
+    )
     return out, out.tables[table_key]
 
 
@@ -87,8 +98,10 @@ def section_column(table: AnnData, library_key: str = _keys.LIBRARY) -> np.ndarr
     if library_key in table.obs:
         column = table.obs[library_key]
         if column.isna().any():
-            msg = (f"`adata.obs[{library_key!r}]` is missing for {int(column.isna().sum())} rows. "
-                   "Every row belongs to one section: fill the column.")
+            msg = (
+                f"`adata.obs[{library_key!r}]` is missing for {int(column.isna().sum())} rows. "
+                "Every row belongs to one section: fill the column."
+            )
             raise ValueError(msg)
         return column.astype(str).to_numpy()
     region_key = table.uns.get("spatialdata_attrs", {}).get("region_key")
@@ -96,8 +109,11 @@ def section_column(table: AnnData, library_key: str = _keys.LIBRARY) -> np.ndarr
         return table.obs[region_key].astype(str).to_numpy()
     libraries = list(table.uns.get("spatial", {}))
     if len(libraries) > 1:
-        msg = (f"`adata.uns['spatial']` holds several sections ({listing(libraries)}) but `adata.obs[{library_key!r}]` "
-               "is missing, so rows cannot be told apart. Add that column, or name another with `library_key=`.")
+        msg = (
+            f"`adata.uns['spatial']` holds several sections ({listing(libraries)}) but "
+            f"`adata.obs[{library_key!r}]` is missing, so rows cannot be told apart. "
+            "Add that column, or name another with `library_key=`."
+        )
         raise KeyError(msg)
     return np.full(table.n_obs, libraries[0] if libraries else "section", dtype=object)
 
@@ -166,8 +182,10 @@ def has_image(data: AnnData | SpatialData, library_id: str, *, table_key: str = 
 
 def _choose(found: dict[str, Any], library_id: str, image: str | None) -> Any:
     if not found:
-        msg = (f"Section {library_id!r} has no image in `uns['spatial']` or `sdata.images`. Read it with "
-               "`hw.io.read_visium` or `hw.io.read_st`, or work with genes only.")
+        msg = (
+            f"Section {library_id!r} has no image in `uns['spatial']` or `sdata.images`. Read it with "
+            "`hw.io.read_visium` or `hw.io.read_st`, or work with genes only."
+        )
         raise KeyError(msg)
     if image is None:
         return next(iter(found.values()))
@@ -196,9 +214,11 @@ def _scaled(pixels: Any, factors: dict[str, Any], name: str, library_id: str) ->
     key = f"tissue_{name}_scalef"
     factor = factors.get(key, 1.0 if name == "full" else None)
     if factor is None or not np.isfinite(factor) or factor <= 0:
-        msg = (f"Section {library_id!r}: scale factor `uns['spatial'][{library_id!r}]['scalefactors'][{key!r}]` is "
-               f"{'missing' if factor is None else factor}; it must be positive. Found: {listing(factors)}. "
-               "Copy it from `spatial/scalefactors_json.json`.")
+        msg = (
+            f"Section {library_id!r}: scale factor `uns['spatial'][{library_id!r}]['scalefactors'][{key!r}]` "
+            f"is {'missing' if factor is None else factor}; it must be positive. Found: {listing(factors)}. "
+            "Copy it from `spatial/scalefactors_json.json`."
+        )
         raise ValueError(msg)
     return SectionImage(to_rgb8(pixels), (float(factor),) * 2, (0.0, 0.0), name)
 
@@ -222,11 +242,16 @@ def _spatialdata_images(data: SpatialData, library_id: str) -> dict[str, Any]:
 def _placed(element: Any, matrix: np.ndarray, name: str) -> SectionImage:
     import xarray as xr
 
-    if not isinstance(element, xr.DataArray):  # a multiscale image: the finest level, which the matrix refers to
+    if not isinstance(
+        element, xr.DataArray
+    ):  # a multiscale image: the finest level, which the matrix refers to
         element = next(iter(element["scale0"].values()))
     if abs(matrix[0, 1]) + abs(matrix[1, 0]) > 1e-9 or matrix[0, 0] <= 0 or matrix[1, 1] <= 0:
-        msg = (f"Image {name!r} is rotated, flipped or sheared against the spots (affine {matrix[:2].tolist()}). "
-               "Resample it onto the spots' frame with `spatialdata.rasterize` first.")
+        msg = (
+            f"Image {name!r} is rotated, flipped or sheared against the spots (affine "
+            f"{matrix[:2].tolist()}). "
+            "Resample it onto the spots' frame with `spatialdata.rasterize` first."
+        )
         raise ValueError(msg)
     scale = (1.0 / matrix[0, 0], 1.0 / matrix[1, 1])
     offset = (-matrix[0, 2] * scale[0], -matrix[1, 2] * scale[1])

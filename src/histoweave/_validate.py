@@ -52,8 +52,14 @@ def require_choice(value: Any, options: Sequence[Any], *, argument: str) -> None
 
 
 def require_number(
-    value: Any, *, argument: str, above: float | None = None, at_least: float | None = None,
-    below: float | None = None, at_most: float | None = None, integer: bool = False,
+    value: Any,
+    *,
+    argument: str,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+    integer: bool = False,
 ) -> None:
     """Raise unless ``value`` is a finite number within the stated bounds."""
     kind = "an integer" if integer else "a number"
@@ -61,10 +67,12 @@ def require_number(
     if isinstance(value, bool) or not isinstance(value, allowed) or not np.isfinite(value):
         msg = f"`{argument}` must be {kind}, got {value!r}."
         raise TypeError(msg)
-    bounds = ((above, ">", value > above if above is not None else True),
-              (at_least, ">=", value >= at_least if at_least is not None else True),
-              (below, "<", value < below if below is not None else True),
-              (at_most, "<=", value <= at_most if at_most is not None else True))
+    bounds = (
+        (above, ">", value > above if above is not None else True),
+        (at_least, ">=", value >= at_least if at_least is not None else True),
+        (below, "<", value < below if below is not None else True),
+        (at_most, "<=", value <= at_most if at_most is not None else True),
+    )
     broken = [f"{sign} {bound:g}" for bound, sign, holds in bounds if not holds]
     if broken:
         msg = f"`{argument}` must be {' and '.join(broken)}, got {value!r}."
@@ -83,8 +91,11 @@ def require_matrix(values: Any, n_rows: int, *, name: str) -> np.ndarray:
     bad = ~np.isfinite(array)
     partly = bad.any(axis=1) & ~bad.all(axis=1)
     if partly.any():
-        msg = (f"{name} has NaN or infinite values in {int(partly.sum())} rows (first: row {int(partly.argmax())}). "
-               "Recompute the embedding; a row without the modality must be NaN throughout.")
+        msg = (
+            f"{name} has NaN or infinite values in {int(partly.sum())} rows (first: row "
+            f"{int(partly.argmax())}). "
+            "Recompute the embedding; a row without the modality must be NaN throughout."
+        )
         raise ValueError(msg)
     return array
 
@@ -109,8 +120,10 @@ def require_counts(matrix: Any, *, where: str, sample: int = 1_000_000) -> None:
         raise ValueError(msg)
     head = values[:sample]
     if np.any(head != np.floor(head)):
-        msg = (f"{where} has fractional values (maximum {values.max():g}): these look normalised or "
-               "log-transformed, and raw counts are needed. Point to the raw counts with `layer=`.")
+        msg = (
+            f"{where} has fractional values (maximum {values.max():g}): these look normalised or "
+            "log-transformed, and raw counts are needed. Point to the raw counts with `layer=`."
+        )
         raise ValueError(msg)
 
 
@@ -127,13 +140,18 @@ def require_labels(table: AnnData, labels_key: str, *, min_classes: int = 2, min
     names = values.map(_label_name, na_action="ignore")
     names = names.where(names != "", None).where(~missing, None)
     if names.notna().sum() == 0:
-        msg = f"`adata.obs[{labels_key!r}]` holds no label; at least {min_classes} regions need labelled spots."
+        msg = (
+            f"`adata.obs[{labels_key!r}]` holds no label; at least {min_classes} regions need labelled spots."
+        )
         raise ValueError(msg)
     sizes = names.value_counts()
     if (sizes >= min_spots).sum() < min_classes:
         found = ", ".join(f"{name!r} ({count})" for name, count in sizes.items())
-        msg = (f"`adata.obs[{labels_key!r}]` needs at least {min_classes} regions with {min_spots} or more labelled "
-               f"spots each; found {found}. Label more spots.")
+        msg = (
+            f"`adata.obs[{labels_key!r}]` needs at least {min_classes} regions with {min_spots} or more "
+            f"labelled "
+            f"spots each; found {found}. Label more spots."
+        )
         raise ValueError(msg)
     return pd.Series(names, index=table.obs_names, name=labels_key)
 
