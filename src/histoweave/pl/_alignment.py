@@ -72,12 +72,13 @@ def alignment(
     require_key(rows, library_id, where="the sections of the table", argument="library_id")
     xy = _draw.coordinates(table, rows[library_id])
     diameter = _draw.spot_size(table, library_id, xy, None)
+    below = _draw.thumbnail(data, library_id, box=None, image=image, table_key=table_key)
     ax = _draw.new_axes(ax, 1, 1, panel=(6.0, 5.6))[0, 0]
-    extent = _draw.draw_image(ax, data, library_id, None, image, table_key)
     low, high = xy.min(axis=0) - diameter, xy.max(axis=0) + diameter
     colors: Any = "#0050D8"
-    if extent is not None:
-        left, top, right, bottom = extent
+    if below is not None:
+        below.draw(ax)
+        left, top, right, bottom = below.extent
         inside = ((xy >= (left, top)) & (xy <= (right, bottom))).all(axis=1)
         colors = ["#0050D8" if within else "#D55E00" for within in inside]
         low, high = low.clip(max=(left, top)), high.clip(min=(right, bottom))

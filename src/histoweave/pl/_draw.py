@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -152,11 +153,27 @@ def draw_spots(
     return spots
 
 
-def draw_image(
-    ax: Axes, data: AnnData | SpatialData, library_id: str, box: Sequence[float] | None, image: bool | str,
+@dataclass(frozen=True)
+class Thumbnail:
+    """A reduced part of a section's image and where it lies, in full-resolution pixels."""
+
+    pixels: np.ndarray
+    extent: tuple[float, float, float, float]  # left, top, right, bottom
+
+    def draw(self, ax: Axes) -> None:
+        left, top, right, bottom = self.extent
+        ax.imshow(self.pixels, extent=(left, right, bottom, top), interpolation="antialiased", zorder=0)
+
+
+def thumbnail(
+    data: AnnData | SpatialData,
+    library_id: str,
+    *,
+    box: Sequence[float] | None,
+    image: bool | str,
     table_key: str,
-) -> Sequence[float] | None:  # fmt: skip
-    """Draw the part of the section's image inside ``box``, reduced; return its extent, or None without image.
+) -> Thumbnail | None:
+    """Return the part of the section's image inside ``box``, reduced; None where there is no image.
 
     ``box`` is ``(left, top, right, bottom)`` in full-resolution pixels, None for the whole image.
     """
@@ -176,10 +193,9 @@ def draw_image(
     high = np.clip(np.ceil(corners[1]), 0, [width, height]).astype(int)
     if (high <= low).any():  # no spot lies on the image
         return None
-    part = _reduced(shown.array[low[1] : high[1], low[0] : high[0]], MAX_IMAGE_PX)
+    pixels = _reduced(shown.array[low[1] : high[1], low[0] : high[0]], MAX_IMAGE_PX)
     (left, top), (right, bottom) = (np.array([low, high]) - shown.offset) / shown.scale
-    ax.imshow(part, extent=(left, right, bottom, top), interpolation="antialiased", zorder=0)
-    return left, top, right, bottom
+    return Thumbnail(pixels, (left, top, right, bottom))
 
 
 def _reduced(pixels: Any, largest: int) -> np.ndarray:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from histoweave import _keys
 from histoweave._resolve import get_table, sections
@@ -101,13 +102,18 @@ def regions(
     rows = _chosen(sections(table, library_key), library_id)
     pictures = {key: _picture(table, key, palette) for key in columns}
     places = {name: _Place.of(table, name, members, size) for name, members in rows.items()}
+    images = {
+        name: _draw.thumbnail(data, name, box=p.box if crop else None, image=image, table_key=table_key)
+        for name, p in places.items()
+    }
     axes = _draw.new_axes(ax, len(rows), len(columns), panel=_panel(places.values()))
     for place, line in zip(places.values(), axes, strict=True):
+        below = images[place.name]
         for panel, key in zip(line, columns, strict=True):
-            box = place.box if crop else None
-            extent = _draw.draw_image(panel, data, place.name, box, image, table_key)
+            if below is not None:
+                below.draw(panel)
             pictures[key].draw(panel, place, alpha)
-            _draw.frame(panel, place.box if crop or extent is None else extent)
+            _draw.frame(panel, place.box if crop or below is None else below.extent)
         if scale_bar:
             factors = _draw.section_entry(table, place.name, "scalefactors")
             _draw.scale_bar(line[0], factors.get("microns_per_pixel"))
@@ -129,7 +135,7 @@ def _columns(table: AnnData, color: str | Sequence[str] | None, labels_key: str)
                 table.obs, labels_key, where="adata.obs", argument="labels_key", run="hw.io.read_labels(...)"
             )
         return found
-    columns = [color] if isinstance(color, str) else list(color)
+    columns = [color] if isinstance(color, str) else list(dict.fromkeys(color))
     for key in columns:
         require_key(table.obs, key, where="adata.obs", argument="color")
     return columns
@@ -180,12 +186,12 @@ def _panel(places: Iterable[_Place]) -> tuple[float, float]:
 
 def _picture(table: AnnData, key: str, palette: Mapping[str, Any] | None) -> _Classes | _Numbers:
     if _draw.is_continuous(table, key):
-        return _Numbers(key, table.obs[key].to_numpy(dtype=float))
+        return _Numbers.of(key, table.obs[key].to_numpy(dtype=float))
     names = _draw.class_names(table.obs[key])
     abstain = key.removesuffix(_keys.PREDICTED) + _keys.ABSTAIN
     ring = np.zeros(table.n_obs, dtype=bool)
     if key.endswith(_keys.PREDICTED) and abstain in table.obs:
-        ring = table.obs[abstain].fillna(False).to_numpy(dtype=bool) & (names != None)  # noqa: E711
+        ring = table.obs[abstain].astype("boolean").fillna(False).to_numpy(dtype=bool) & pd.notna(names)
     return _Classes(key, names, _draw.class_colors(table, key, palette), ring)
 
 
@@ -223,29 +229,28 @@ class _Classes:
 class _Numbers:
     """A column of numbers on a colour scale; missing ones are grey."""
 
-    key: str
     values: np.ndarray
+    limits: tuple[float, float]
+
+    @classmethod
+    def of(cls, key: str, values: np.ndarray) -> _Numbers:
+        finite = values[np.isfinite(values)]
+        if not finite.size:
+            msg = f"`adata.obs[{key!r}]` holds no finite number to draw."
+            raise ValueError(msg)
+        return cls(values, (0, 1) if key.endswith(_keys.CONFIDENCE) else (finite.min(), finite.max()))
 
     def draw(self, ax: Axes, place: _Place, alpha: float) -> None:
         from matplotlib import colormaps
         from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import Normalize
 
-        scale = ScalarMappable(self._norm(), colormaps["viridis"].with_extremes(bad=_draw.MISSING))
+        colormap = colormaps["viridis"].with_extremes(bad=_draw.MISSING)
+        scale = ScalarMappable(Normalize(*self.limits), colormap)
         values = np.ma.masked_invalid(self.values[place.rows])
         colors = scale.to_rgba(values, alpha=alpha)
         _draw.draw_spots(ax, place.xy, place.diameter, colors, square=place.square)
         ax.figure.colorbar(scale, ax=ax, fraction=0.045, pad=0.02).outline.set_visible(False)
-
-    def _norm(self) -> Any:
-        from matplotlib.colors import Normalize
-
-        finite = self.values[np.isfinite(self.values)]
-        if self.key.endswith(_keys.CONFIDENCE):
-            return Normalize(0, 1)
-        if not finite.size:
-            msg = f"`adata.obs[{self.key!r}]` holds no finite number to draw."
-            raise ValueError(msg)
-        return Normalize(finite.min(), finite.max())
 
 
 def _legend(
