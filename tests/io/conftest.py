@@ -146,3 +146,22 @@ def section(tmp_path: Path):
         return write_section(tmp_path / name, **options)
 
     return write
+
+
+@pytest.fixture
+def hd(section):
+    for size in (8, 16):
+        factors = {
+            "spot_diameter_fullres": float(2 * size),
+            "bin_size_um": float(size),
+            "microns_per_pixel": 0.5,
+            "tissue_hires_scalef": 0.5,
+            "tissue_lowres_scalef": 0.1,
+        }
+        truth = section(
+            f"HD1/outs/binned_outputs/square_{size:03d}um",
+            positions="tissue_positions.parquet",
+            factors=factors,
+            seed=size,
+        )
+    return {"root": truth.path.parents[2], 16: truth}

@@ -86,7 +86,7 @@ def test_bad_folders(tmp_path, folder):
         hw.io.read_image_folder(folder[0], pattern="*.tif")
     broken = folder[0] / "tumor/b.png"
     broken.write_bytes(broken.read_bytes()[:60])
-    with pytest.raises(ValueError, match="b.png"):
+    with pytest.raises(ValueError, match=r"b\.png"):
         hw.io.read_image_folder(folder[0])
     with pytest.raises(ValueError, match="`out_px` must be >= 1"):
         hw.io.read_image_folder(folder[0], out_px=0)

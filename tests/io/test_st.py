@@ -19,7 +19,7 @@ UM = 200.0 / STEP
 
 @pytest.fixture
 def files(tmp_path: Path) -> dict:
-    """A 5 x 4 array, turned by 2 degrees; one spot not selected, one without counts, one row of counts without spot."""
+    """A 5 x 4 array, turned by 2 degrees; a spot not selected, one without counts, counts without a spot."""
     generator = np.random.default_rng(0)
     xy = np.array([(x, y) for x in range(3, 8) for y in range(10, 14)])
     turn = np.deg2rad(2)

@@ -154,25 +154,6 @@ def test_name_that_spatialdata_refuses(section):
 # -- Visium HD ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def hd(section):
-    for size in (8, 16):
-        factors = {
-            "spot_diameter_fullres": float(2 * size),
-            "bin_size_um": float(size),
-            "microns_per_pixel": 0.5,
-            "tissue_hires_scalef": 0.5,
-            "tissue_lowres_scalef": 0.1,
-        }
-        truth = section(
-            f"HD1/outs/binned_outputs/square_{size:03d}um",
-            positions="tissue_positions.parquet",
-            factors=factors,
-            seed=size,
-        )
-    return {"root": truth.path.parents[2], 16: truth}
-
-
 @pytest.mark.parametrize("level", ["HD1", "outs", "binned_outputs", "bin"])
 def test_hd_from_any_level(hd, level):
     path = {
@@ -189,20 +170,6 @@ def test_hd_from_any_level(hd, level):
     assert entry["metadata"]["array_pitch_um"] == 16.0
     assert entry["metadata"]["array_grid"] == "square"
     assert set(sdata.shapes["HD1"]["radius"]) == {16.0}
-
-
-def test_hd_default_bin_is_8_and_wrong_bins_are_listed(hd):
-    sdata = hw.io.read_visium(hd["root"])
-    assert sdata.tables["table"].uns["spatial"]["HD1"]["metadata"]["array_pitch_um"] == 8.0
-    with pytest.raises(ValueError, match=r"bin_um=2.*available bins: '8', '16'"):
-        hw.io.read_visium(hd["root"], bin_um=2)
-    with pytest.raises(ValueError, match="holds the 16 um bins"):
-        hw.io.read_visium(hd[16].path, bin_um=8)
-
-
-def test_bins_of_a_classic_section_are_refused(section):
-    with pytest.raises(ValueError, match="classic Visium section"):
-        hw.io.read_visium(section().path, bin_um=8)
 
 
 # -- missing pieces ----------------------------------------------------------------------------------------
@@ -264,17 +231,6 @@ def test_missing_scale_factor_file(section):
     assert not sdata.images
 
 
-def test_other_features_are_left_out(section):
-    import h5py
-
-    truth = section("P1/outs")
-    with h5py.File(truth.path / "filtered_feature_bc_matrix.h5", "a") as file:
-        file["matrix/features/feature_type"][1] = b"Antibody Captur"
-    with pytest.warns(HistoweaveWarning, match="1 features that are not gene expression"):
-        table = hw.io.read_visium(truth.path).tables["table"]
-    assert list(table.var_names) == ["GENE1", "TWIN", "TWIN-1", "MT-CO1"]
-
-
 def test_the_folder_is_only_read(section):
     truth = section("P1/outs")
     before = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in truth.path.rglob("*")}
@@ -292,50 +248,11 @@ def test_the_folder_is_only_read(section):
 # -- bad input ---------------------------------------------------------------------------------------------
 
 
-def test_no_folder_and_no_space_ranger_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match="missing; a Space Ranger folder is needed"):
-        hw.io.read_visium(tmp_path / "nothing")
-    (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(FileNotFoundError, match=r"looked for `spatial/`.*'notes.txt'"):
-        hw.io.read_visium(tmp_path)
-
-
-def test_missing_positions_and_counts_are_named(section):
-    truth = section("P1/outs", kinds=("raw",))
-    with pytest.raises(FileNotFoundError, match=r"filtered_feature_bc_matrix.h5.*'raw_feature_bc_matrix.h5'"):
-        hw.io.read_visium(truth.path)
-    (truth.path / "spatial/tissue_positions.csv").unlink()
-    with pytest.raises(FileNotFoundError, match="'tissue_positions.parquet'"):
-        hw.io.read_visium(truth.path, counts="raw")
-
-
-@pytest.mark.parametrize("matrix", ["h5", "mtx", "mtx.gz"])
-@pytest.mark.parametrize("keep", [0, 0.5])
-def test_truncated_matrix(section, matrix, keep):
-    truth = section("P1/outs", matrix=matrix)
-    name = "filtered_feature_bc_matrix" + (".h5" if matrix == "h5" else "/matrix." + matrix)
-    file = truth.path / name
-    data = file.read_bytes()
-    file.write_bytes(data[: int(len(data) * keep)])
-    with pytest.raises((OSError, ValueError), match="cut off"):
-        hw.io.read_visium(truth.path)
-
-
-def test_h5_of_another_kind(section):
-    import h5py
-
-    truth = section("P1/outs")
-    with h5py.File(truth.path / "filtered_feature_bc_matrix.h5", "a") as file:
-        del file["matrix/features/name"]
-    with pytest.raises(ValueError, match=r"not a 10x feature-barcode matrix: it has no 'features/name'"):
-        hw.io.read_visium(truth.path)
-
-
 def test_truncated_image_names_the_file(section):
     truth = section("P1/outs")
     file = truth.path / "spatial/tissue_hires_image.png"
     file.write_bytes(file.read_bytes()[:2000])
-    with pytest.raises((OSError, ValueError), match="tissue_hires_image.png"):
+    with pytest.raises((OSError, ValueError), match=r"tissue_hires_image\.png"):
         hw.io.read_visium(truth.path)
 
 
@@ -345,42 +262,6 @@ def test_positions_of_another_section(section):
     file.write_text(file.read_text().replace("-1,", "-2,"))
     with pytest.raises(ValueError, match=r"No barcode of .* is in the spot positions .*-2'"):
         hw.io.read_visium(truth.path)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda p: pd.concat([p, p.iloc[:2]]), "2 barcodes more than once"),
-        (
-            lambda p: p.assign(pxl_row_in_fullres=p["pxl_row_in_fullres"].where(p.index > 2)),
-            "non-numeric positions for 3",
-        ),
-        (lambda p: p.drop(columns="array_col"), "no column 'array_col'"),
-        (lambda p: p.iloc[:0], "the section is empty"),
-    ],
-)
-def test_bad_positions(section, change, message):
-    truth = section("P1/outs")
-    file = truth.path / "spatial/tissue_positions.csv"
-    change(pd.read_csv(file)).to_csv(file, index=False)
-    with pytest.raises(ValueError, match=message):
-        hw.io.read_visium(truth.path)
-
-
-def test_duplicate_barcodes_and_empty_matrix(section, tmp_path):
-    from histoweave.io._tenx import read_counts
-
-    truth = section("P1/outs", matrix="mtx")
-    folder = truth.path / "filtered_feature_bc_matrix"
-    lines = (folder / "barcodes.tsv").read_text().splitlines()
-    (folder / "barcodes.tsv").write_text("\n".join([lines[1], *lines[1:]]))
-    with pytest.raises(ValueError, match="1 barcodes more than once"):
-        hw.io.read_visium(truth.path)
-    empty = truth.path / "raw_feature_bc_matrix"
-    (empty / "matrix.mtx").write_text("%%MatrixMarket matrix coordinate integer general\n5 0 0\n")
-    (empty / "barcodes.tsv").write_text("")
-    with pytest.raises((OSError, ValueError), match="empty"):
-        read_counts(empty)
 
 
 def test_wrong_option(section):

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
 from histoweave import _keys
 from histoweave._resolve import get_table, is_spatialdata, section_column
 from histoweave._validate import listing, require_choice, warn
-from histoweave.io._elements import assemble
+from histoweave.io._elements import SPOT_ID, assemble
 from histoweave.io._merge import join_obs, join_obsm, join_var, merge_records
 
 if TYPE_CHECKING:
@@ -119,6 +120,9 @@ def _prepared(table: AnnData, name: str | None) -> AnnData:
         spatial = {str(name): entry for entry in spatial.values()}
     obs = table.obs.copy()
     obs[_keys.LIBRARY] = column
+    instance_key = table.uns.get("spatialdata_attrs", {}).get("instance_key", SPOT_ID)
+    if instance_key in obs:  # other readers name it otherwise
+        obs[SPOT_ID] = obs[instance_key]
     obs.index = [
         row if row.startswith(f"{lib}_") else f"{lib}_{row}"
         for row, lib in zip(obs.index, column, strict=True)
@@ -127,7 +131,7 @@ def _prepared(table: AnnData, name: str | None) -> AnnData:
         table.X,
         obs=obs,
         var=table.var,
-        obsm=dict(table.obsm),
+        obsm={k: v.set_axis(obs.index) if isinstance(v, pd.DataFrame) else v for k, v in table.obsm.items()},
         layers=dict(table.layers),
         obsp=dict(table.obsp),
     )

@@ -158,7 +158,7 @@ def from_anndata(
         require_name(str(name), argument=library_key)
     table = table.copy()
     table.obs[_keys.LIBRARY] = pd.Categorical(names)
-    if SPOT_ID not in table.obs:
+    if SPOT_ID not in table.obs or table.obs.duplicated([_keys.LIBRARY, SPOT_ID]).any():
         table.obs[SPOT_ID] = np.arange(table.n_obs)
     images: dict[str, Any] = {}
     shapes: dict[str, Any] = {}

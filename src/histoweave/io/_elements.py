@@ -94,9 +94,7 @@ def assemble(
     from spatialdata import SpatialData
     from spatialdata.models import TableModel
 
-    if SPOT_ID not in table.obs or table.obs.groupby(_keys.LIBRARY, observed=True)[
-        SPOT_ID
-    ].nunique().sum() < len(table):
+    if SPOT_ID not in table.obs:
         table.obs[SPOT_ID] = np.arange(table.n_obs)
     regions = [str(name) for name in dict.fromkeys(table.obs[_keys.LIBRARY])]
     table.uns.pop("spatialdata_attrs", None)

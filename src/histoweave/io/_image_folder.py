@@ -88,7 +88,7 @@ def read_image_folder(
     names = [p.relative_to(root).as_posix() for p in found]
     pixels = _stack(found, names, out_px)
     obs = pd.DataFrame(index=pd.Index(names))
-    obs[_keys.LIBRARY] = pd.Categorical([sanitise(root.resolve().name)] * len(found))
+    obs[_keys.LIBRARY] = pd.Categorical([sanitise(Path(os.path.abspath(root)).name)] * len(found))
     obs["path"] = [str(p.resolve()) for p in found]
     if labels_key is not None:
         obs[labels_key] = pd.Categorical([p.parent.name if p.parent != root else None for p in found])

@@ -126,11 +126,11 @@ def join_obsm(tables: list[AnnData]) -> dict[str, Any]:
 def _stack(parts: list[Any], rows: list[pd.Index]) -> Any:
     known = [p for p in parts if p is not None]
     if any(isinstance(p, pd.DataFrame) for p in known):
-        frames = [
-            pd.DataFrame(index=r) if p is None else pd.DataFrame(p).set_axis(r)
-            for p, r in zip(parts, rows, strict=True)
-        ]
-        return pd.concat(frames) if all(isinstance(p, pd.DataFrame) for p in known) else None
+        if not all(isinstance(p, pd.DataFrame) for p in known):
+            return None
+        return pd.concat(
+            [pd.DataFrame(index=r) if p is None else p for p, r in zip(parts, rows, strict=True)]
+        )
     if len({p.shape[1:] for p in known}) > 1:
         return None
     if len(known) < len(parts):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,7 @@ def _choose_bin(binned: Path, bins: dict[int, Path], bin_um: int | None) -> Layo
 
 def _name_folder(root: Path, bin_um: int | None) -> Path:
     """The folder whose name tells the section: above ``binned_outputs`` and never ``outs``."""
-    folder = root.resolve()
+    folder = Path(os.path.abspath(root))  # not resolve(): a link may carry the telling name
     if bin_um is not None:
         folder = folder.parent.parent if folder.parent.name == "binned_outputs" else folder.parent
     return folder.parent if folder.name == "outs" else folder
@@ -102,7 +103,7 @@ def _name_folder(root: Path, bin_um: int | None) -> Path:
 def find_counts(root: Path, kind: str) -> tuple[Path, str]:
     """Return the h5 file or MatrixMarket folder of a kind ("filtered", "raw") and its file-name prefix."""
     stem = f"{kind}_feature_bc_matrix"
-    files = sorted(root.glob(f"*{stem}.h5"), key=lambda p: len(p.name))
+    files = sorted(root.glob(f"*{stem}.h5"), key=lambda p: (len(p.name), p.name))
     if len(files) > 1 and files[0].name != f"{stem}.h5":
         msg = (
             f"{str(root)!r} holds several matrices ({listing([f.name for f in files])}). Keep one "
