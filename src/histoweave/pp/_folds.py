@@ -140,8 +140,7 @@ def make_folds(
                 tree = cKDTree(xy[test & (section == library)])
                 distance, _ = tree.query(xy[rows], distance_upper_bound=buffer[library] * (1 + 1e-9))
                 train[rows[np.isfinite(distance)]] = False
-        shared = np.isin(section[train], section[test].astype(str)).any()
-        yield Fold(name, train, test, bool(shared))
+        yield Fold(name, train, test, transductive=not set(section[train]).isdisjoint(section[test]))
 
 
 def find_leak(
@@ -166,9 +165,10 @@ def find_leak(
             here = section == name
             if not (fold.train & here).any():
                 continue
-            gap = cKDTree(xy[fold.test & here]).query(xy[fold.train & here])[0].min()
             reach, wanted = reach_px(table, name, xy[here], n_rings, um_per_px)
-            if gap < reach * (1 - 1e-6):
+            tree = cKDTree(xy[fold.test & here])
+            gap = tree.query(xy[fold.train & here], distance_upper_bound=reach * (1 - 1e-6))[0].min()
+            if np.isfinite(gap):
                 return (
                     f"in section {name!r} training rows lie {gap:.0f} px from test rows (fold {fold.name!r}) "
                     f"but half a crop and the neighbourhood rings reach {reach:.0f} px. Use `by='donor'`, or "

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-BATCH = 256  # crops that are in memory as float32 at a time
+BATCH = 256  # crops between two steps of the progress bar
 
 
 def stain_normalize(
@@ -144,7 +144,7 @@ def _require_rgb8(crops: Any, crops_key: str) -> None:
     shape, dtype = getattr(crops, "shape", ()), getattr(crops, "dtype", None)
     if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8:
         msg = (
-            f"`adata.obsm[{crops_key!r}]` must hold RGB crops (n_obs, height, width, 3) of uint8, found shape "
+            f"`adata.obsm[{crops_key!r}]` must hold crops (n_obs, height, width, 3) of uint8, found shape "
             f"{shape}, dtype {dtype}. Make them with `hw.pp.crops(...)`."
         )
         raise ValueError(msg)
