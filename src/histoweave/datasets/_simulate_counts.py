@@ -87,7 +87,7 @@ def draw_counts(
         rows = slice(start, start + CHUNK)
         mean = spot_depth[rows, None] * shares[programme[rows]]
         if dispersion > 0:
-            mean = rng.gamma(1 / dispersion, dispersion * mean)
+            mean *= dispersion * rng.standard_gamma(1 / dispersion, mean.shape)
         counts = rng.poisson(mean)
         if dropout > 0:
             counts[rng.random(counts.shape) < dropout] = 0

@@ -6,8 +6,9 @@ import math
 from dataclasses import astuple, dataclass, fields
 
 import numpy as np
+from scipy.special import ndtri
 
-from histoweave.datasets._simulate_layout import Layout, smooth_noise
+from histoweave.datasets._simulate_layout import Layout
 
 # Absorption in red, green, blue, unit length: haematoxylin from Ruifrok & Johnston 2001, eosin from
 # Macenko et al. 2009, whose vector gives the salmon pink of most slides (Ruifrok's gives magenta).
@@ -82,37 +83,33 @@ def draw_stains(rng: np.random.Generator, stain_shift: float) -> np.ndarray:
 
 
 def paint(
-    rng: np.random.Generator, layout: Layout, textures: list[Texture], stains: np.ndarray, um_per_px: float
+    rng: np.random.Generator, layout: Layout, textures: list[Texture], stains: np.ndarray
 ) -> np.ndarray:
     """Return the image ``(height, width, 3)`` uint8, made in bands so that memory stays near the result's."""
-    height, width = layout.region_map.shape
-    wave = [
-        smooth_noise(rng, (height, width), 120 / um_per_px) * np.float32(12 / um_per_px) for _ in range(2)
-    ]
-    eosin_tiles, tissue_tiles = _tiles(rng, textures, um_per_px)
-    nuclei = _draw_nuclei(rng, layout, textures, um_per_px)
-    dark = -np.log(np.float32(1 / 255))
+    frame = layout.frame
+    height, width = frame.shape
+    wave = [frame.noise(rng, 120) * np.float32(12 / frame.um_per_px) for _ in range(2)]
+    eosin_tiles, tissue_tiles = _tiles(rng, textures, frame.um_per_px)
+    nuclei = _draw_nuclei(rng, layout, textures)
+    stains = stains.astype(np.float32)
     image = np.empty((height, width, 3), dtype=np.uint8)
-    columns = np.arange(width)
+    columns = np.arange(width, dtype=np.float32)
     for top in range(0, height, BAND_PX):
         band = slice(top, min(top + BAND_PX, height))
-        rows = np.arange(band.start, band.stop)[:, None]
-        index = (
-            layout.region_map[band],
-            (rows + wave[0][band]).astype(int) % TILE_PX,
-            (columns + wave[1][band]).astype(int) % TILE_PX,
+        rows = np.arange(band.start, band.stop, dtype=np.float32)[:, None]
+        y, x = (
+            (p + frame.band(w, band)).astype(int) % TILE_PX
+            for p, w in zip((rows, columns), wave, strict=True)
         )
-        inside = _sigmoid(layout.depth_um[band] / 4) * tissue_tiles[index]
-        blue = _stamp(nuclei, band, width, um_per_px) * inside
+        index = (layout.region_band(band), y, x)
+        inside = _sigmoid(frame.band(layout.depth_um, band) / 4) * tissue_tiles[index]
+        blue = _stamp(nuclei, band, width, frame.um_per_px) * inside
         pink = eosin_tiles[index] * inside * (1 - 0.6 * np.minimum(blue, 1))
-        density = blue[..., None] * stains[0].astype(np.float32) + pink[..., None] * stains[1].astype(
-            np.float32
+        grain = BACKGROUND + (0.004 + 0.016 * inside[..., None]) * rng.standard_normal(
+            (*inside.shape, 3), dtype=np.float32
         )
-        density += (
-            BACKGROUND + 0.02 * rng.standard_normal(density.shape, dtype=np.float32) * inside[..., None]
-        )
-        density += 0.004 * rng.standard_normal(density.shape, dtype=np.float32)
-        image[band] = np.rint(255 * np.exp(-np.clip(density, 0, dark)))
+        density = blue[..., None] * stains[0] + pink[..., None] * stains[1] + grain
+        image[band] = np.rint(255 * np.exp(-np.maximum(density, 0)))
     return image
 
 
@@ -151,28 +148,26 @@ def _tiles(
     return np.stack(eosin).astype(np.float32), np.stack(tissue).astype(np.float32)
 
 
-def _draw_nuclei(
-    rng: np.random.Generator, layout: Layout, textures: list[Texture], um_per_px: float
-) -> dict[str, np.ndarray]:
+def _draw_nuclei(rng: np.random.Generator, layout: Layout, textures: list[Texture]) -> dict[str, np.ndarray]:
     """Draw nuclei, sorted by ``y``: a jittered lattice, so that few overlap, thinned to each density."""
     value = {f.name: np.array([getattr(t, f.name) for t in textures]) for f in fields(Texture)}
-    height, width = layout.region_map.shape
-    # At the densest texture's spacing with room for clumps, where the density goes above its mean.
-    lattice = 1000 / math.sqrt(1.15 * value["density"].max()) / um_per_px
+    frame = layout.frame
+    height, width = frame.shape
+    # At the densest texture's spacing, with room for clumps, where the density goes above its mean.
+    densest = 1.15 * value["density"].max()
+    scale = np.array([_clump_scale(t.density / densest, t.clumping) for t in textures])
+    lattice = 1000 / math.sqrt(densest) / frame.um_per_px
     y, x = (a.ravel() for a in np.mgrid[0.5 : height / lattice, 0.5 : width / lattice])
     y, x = ((a + rng.uniform(-0.38, 0.38, a.size)) * lattice for a in (y, x))
-    pixel = (y.astype(int).clip(0, height - 1), x.astype(int).clip(0, width - 1))
-    region = layout.region_map[pixel]
-    clump = value["clumping"][region]
-    wish = np.exp(clump * smooth_noise(rng, (height, width), 30 / um_per_px)[pixel] - clump**2 / 2)
-    chance = value["density"][region] / (1.15 * value["density"].max()) * wish
-    keep = (rng.random(y.size) < chance) & (layout.depth_um[pixel] > 0)
+    region = layout.region_at(y, x)
+    chance = scale[region] * np.exp(value["clumping"][region] * frame.at(frame.noise(rng, 30), y, x))
+    keep = (rng.random(y.size) < chance) & (frame.at(layout.depth_um, y, x) > 0)
     y, x, region = y[keep], x[keep], region[keep]
 
     order = np.argsort(y, kind="stable")
     n = order.size
     stretch = np.sqrt(1 + (value["elongation"][region] - 1) * rng.uniform(0.5, 1.5, n))
-    radius = value["radius"][region] / um_per_px * np.exp(rng.normal(0, 0.13, n))
+    radius = value["radius"][region] / frame.um_per_px * np.exp(rng.normal(0, 0.13, n))
     columns = {
         "x": x,
         "y": y,
@@ -183,6 +178,15 @@ def _draw_nuclei(
         "wobble": rng.uniform(0, 2 * math.pi, n),
     }
     return {name: column[order].astype(np.float32) for name, column in columns.items()}
+
+
+def _clump_scale(share: float, clumping: float) -> float:
+    """Factor ``s`` for which ``min(1, s * exp(clumping * z))`` with normal ``z`` has mean ``share``."""
+    wish = np.exp(clumping * ndtri((np.arange(200) + 0.5) / 200))
+    scale = share
+    for _ in range(30):
+        scale *= share / np.minimum(1, scale * wish).mean()
+    return scale
 
 
 def _stamp(nuclei: dict[str, np.ndarray], band: slice, width: int, um_per_px: float) -> np.ndarray:

@@ -7,10 +7,46 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+from scipy.ndimage import map_coordinates
 
 PITCH_UM = 100.0
 RIM_UM = 90.0  # tissue beyond the outermost spots, so that a spot's own crop is all tissue
-GRID_UM = 8.0  # smooth fields are drawn at this resolution and interpolated
+GRID_UM = 8.0  # smooth maps are drawn at this resolution and interpolated
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Size of the image and of the coarse grid on which smooth maps of the section are drawn.
+
+    Attributes
+    ----------
+    shape
+        Height and width of the image in pixels.
+    grid
+        The same of the coarse grid, which covers the image exactly.
+    um_per_px
+        Size of a pixel.
+    """
+
+    shape: tuple[int, int]
+    grid: tuple[int, int]
+    um_per_px: float
+
+    def noise(self, rng: np.random.Generator, feature_um: float) -> np.ndarray:
+        """Draw a smooth field of about unit variance with features of this size, on the coarse grid."""
+        return smooth_noise(rng, self.grid, feature_um / GRID_UM)
+
+    def at(self, field: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """Interpolate a coarse map at pixel positions."""
+        rows, cols = ((p + 0.5) * g / n - 0.5 for p, g, n in zip((y, x), self.grid, self.shape, strict=True))
+        return map_coordinates(field, [rows, cols], order=1, mode="nearest")
+
+    def band(self, field: np.ndarray, rows: slice) -> np.ndarray:
+        """Interpolate a coarse map at every pixel of a band of rows."""
+        scale = self.grid[0] / self.shape[0]
+        box = (0, rows.start * scale, self.grid[1], rows.stop * scale)
+        size = (self.shape[1], rows.stop - rows.start)
+        return np.asarray(Image.fromarray(field).resize(size, Image.Resampling.BILINEAR, box=box))
 
 
 @dataclass(frozen=True)
@@ -19,28 +55,42 @@ class Layout:
 
     Attributes
     ----------
+    frame
+        Size of the image.
     array_row, array_col
         Integer array positions of the spots on tissue, ``(n_spots,)``.
     xy
         Their full-resolution pixel positions, ``(n_spots, 2)``.
-    region
-        Their region, ``0 .. n_regions - 1``.
-    region_map
-        Region of every pixel, ``(height, width)`` uint8; what the image is painted from.
+    fields
+        A coarse map for each region; a point belongs to the region whose map is highest there.
     depth_um
-        Smooth map, positive inside the tissue and negative outside, about the distance to its edge.
+        Coarse map, positive inside the tissue and negative outside, about the distance to its edge.
     """
 
+    frame: Frame
     array_row: np.ndarray
     array_col: np.ndarray
     xy: np.ndarray
-    region: np.ndarray
-    region_map: np.ndarray
+    fields: list[np.ndarray]
     depth_um: np.ndarray
+
+    def region_at(self, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """Region of pixel positions, ``0 .. n_regions - 1``."""
+        return np.argmax([self.frame.at(field, y, x) for field in self.fields], axis=0)
+
+    def region_band(self, rows: slice) -> np.ndarray:
+        """Region of every pixel of a band of rows."""
+        best = self.frame.band(self.fields[0], rows)
+        region = np.zeros(best.shape, dtype=np.uint8)
+        for k, field in enumerate(self.fields[1:], start=1):
+            value = self.frame.band(field, rows)
+            region[value > best] = k
+            best = np.maximum(best, value)
+        return region
 
 
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cell: float) -> np.ndarray:
-    """Return a smooth random field of unit variance with features of about ``cell`` pixels.
+    """Draw a smooth random field of about unit variance with features of about ``cell`` grid points.
 
     White noise on a coarse lattice, interpolated by cubic splines: linear in the area at any ``cell``.
     """
@@ -49,7 +99,7 @@ def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cell: float) 
     left, top = rng.uniform(1, 2, size=2)  # the lattice must not start at the same corner each time
     box = (left, top, left + shape[1] / cell, top + shape[0] / cell)
     field = np.asarray(noise.resize(shape[::-1], Image.Resampling.BICUBIC, box=box))
-    return field / np.float32(0.72)  # sd of a cubically interpolated unit lattice
+    return field / np.float32(0.81)  # sd of a cubically interpolated unit lattice
 
 
 def array_positions(n_rows: int, n_cols: int, grid: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -76,78 +126,73 @@ def draw_layout(
     """Draw the tissue outline and the regions of one section, regions about equal in spots."""
     row, col, um = array_positions(n_rows, n_cols, array_grid)
     um = um + RIM_UM + margin_um
-    extent = um.max(axis=0) + RIM_UM + margin_um
-    width, height = (math.ceil(e / um_per_px) for e in extent)
-    grid = (math.ceil(height * um_per_px / GRID_UM), math.ceil(width * um_per_px / GRID_UM))
+    width_um, height_um = um.max(axis=0) + RIM_UM + margin_um
+    frame = Frame(
+        (math.ceil(height_um / um_per_px), math.ceil(width_um / um_per_px)),
+        (math.ceil(height_um / GRID_UM), math.ceil(width_um / GRID_UM)),
+        um_per_px,
+    )
     xy = um / um_per_px
-    pixel = tuple(np.rint(xy[:, ::-1]).astype(int).T)
+    y, x = xy[:, 1], xy[:, 0]
 
-    border = _upsample(_border(rng, grid, RIM_UM + margin_um), (height, width))
-    depth = border + 0.8 * RIM_UM - border[pixel].min()
+    border = _border(rng, frame, RIM_UM + margin_um)
+    depth = border + (0.8 * RIM_UM - frame.at(border, y, x).min())
     keep = np.ones(len(um), dtype=bool)
     if tissue_fraction < 1:
-        dome = border + _upsample(0.1 * min(extent) * smooth_noise(rng, grid, min(grid) / 3), (height, width))
+        size = min(width_um, height_um)
+        dome = border + 0.1 * size * frame.noise(rng, size / 3)
+        height = frame.at(dome, y, x)
         n_off = len(um) - round(tissue_fraction * len(um))
-        keep[np.argsort(dome[pixel], kind="stable")[:n_off]] = False
-        depth = np.minimum(depth, dome + 0.5 * PITCH_UM - dome[pixel][keep].min())
-    spots = tuple(p[keep] for p in pixel)
+        keep[np.argsort(height, kind="stable")[:n_off]] = False
+        depth = np.minimum(depth, dome + (0.5 * PITCH_UM - height[keep].min()))
 
     draw = _layers if layout == "layers" else _blobs
-    region_map = draw(rng, grid, (height, width), spots, n_regions)
-    return Layout(row[keep], col[keep], xy[keep], region_map[spots].astype(int), region_map, depth)
-
-
-def _upsample(field: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    resized = Image.fromarray(np.ascontiguousarray(field, dtype=np.float32)).resize(
-        shape[::-1], Image.Resampling.BILINEAR
+    fields = draw(rng, frame, y[keep], x[keep], n_regions)
+    return Layout(
+        frame,
+        row[keep],
+        col[keep],
+        xy[keep],
+        [f.astype(np.float32) for f in fields],
+        depth.astype(np.float32),
     )
-    return np.asarray(resized)
 
 
-def _border(rng: np.random.Generator, grid: tuple[int, int], edge_um: float) -> np.ndarray:
+def _border(rng: np.random.Generator, frame: Frame, edge_um: float) -> np.ndarray:
     """Height map in um: distance to the array's border, positive within, made slightly ragged."""
-    y, x = ((np.abs(np.arange(n, dtype=np.float32) - (n - 1) / 2) - n / 2) * GRID_UM + edge_um for n in grid)
+    y, x = (
+        (np.abs(np.arange(n, dtype=np.float32) - (n - 1) / 2) - n / 2) * GRID_UM + edge_um for n in frame.grid
+    )
     x, y = x[None], y[:, None]
     beyond = np.hypot(np.maximum(x, 0), np.maximum(y, 0)) + np.minimum(np.maximum(x, y), 0)
-    return 12 * smooth_noise(rng, grid, 150 / GRID_UM) - beyond
+    return 12 * frame.noise(rng, 150) - beyond
 
 
 def _blobs(
-    rng: np.random.Generator,
-    grid: tuple[int, int],
-    shape: tuple[int, int],
-    spots: tuple[np.ndarray, np.ndarray],
-    n_regions: int,
-) -> np.ndarray:
-    """Give each pixel to the highest of ``n_regions`` smooth fields, shifted until shares are equal."""
-    cell = 0.6 * math.sqrt(grid[0] * grid[1] / n_regions)
-    fields = [smooth_noise(rng, grid, cell) + 0.05 * smooth_noise(rng, grid, 3) for _ in range(n_regions)]
-    at_spots = np.column_stack([_upsample(f, shape)[spots] for f in fields])
+    rng: np.random.Generator, frame: Frame, y: np.ndarray, x: np.ndarray, n_regions: int
+) -> list[np.ndarray]:
+    """Draw a smooth field for each region, shifted until all have about equal shares of the spots."""
+    feature_um = 0.6 * GRID_UM * math.sqrt(math.prod(frame.grid) / n_regions)
+    fields = [frame.noise(rng, feature_um) + 0.05 * frame.noise(rng, 24) for _ in range(n_regions)]
+    at_spots = np.column_stack([frame.at(f, y, x) for f in fields])
     shift = np.zeros(n_regions)
     for step in np.geomspace(2.0, 0.05, 80):
         share = np.bincount((at_spots + shift).argmax(axis=1), minlength=n_regions) / len(at_spots)
         shift += step * (1 / n_regions - share)
-    region_map = np.zeros(shape, dtype=np.uint8)
-    best = np.full(shape, -np.inf, dtype=np.float32)
-    for k, field in enumerate(fields):
-        value = _upsample(field, shape) + np.float32(shift[k])
-        region_map[value > best] = k
-        np.maximum(best, value, out=best)
-    return region_map
+    return [field + s for field, s in zip(fields, shift, strict=True)]
 
 
 def _layers(
-    rng: np.random.Generator,
-    grid: tuple[int, int],
-    shape: tuple[int, int],
-    spots: tuple[np.ndarray, np.ndarray],
-    n_regions: int,
-) -> np.ndarray:
-    """Wavy parallel bands in a random direction, about equal in spots; band ``k`` lies beside ``k - 1``."""
-    angle = rng.uniform(0, 2 * math.pi)
-    y, x = (np.arange(n, dtype=np.float32) / max(grid) for n in grid)
-    depth = math.cos(angle) * x[None] + math.sin(angle) * y[:, None]
-    depth = depth + 0.07 * smooth_noise(rng, grid, 0.4 * max(grid)) + 0.002 * smooth_noise(rng, grid, 3)
-    full = _upsample(depth, shape)
-    cuts = np.quantile(full[spots], np.linspace(0, 1, n_regions + 1)[1:-1])
-    return np.digitize(full, cuts).astype(np.uint8)
+    rng: np.random.Generator, frame: Frame, y: np.ndarray, x: np.ndarray, n_regions: int
+) -> list[np.ndarray]:
+    """Draw wavy bands in a random direction, about equal in spots; band ``k`` lies beside ``k - 1``.
+
+    The field of band ``k`` rises ``k`` times as fast as the position across the bands, and meets that of band
+    ``k - 1`` at their border, so that the highest field names the band.
+    """
+    angle, longest = rng.uniform(0, 2 * math.pi), max(frame.grid)
+    rows, cols = (np.arange(n, dtype=np.float32) / longest for n in frame.grid)
+    across = math.cos(angle) * cols[None] + math.sin(angle) * rows[:, None]
+    across = across + 0.07 * frame.noise(rng, 0.4 * longest * GRID_UM) + 0.002 * frame.noise(rng, 24)
+    borders = np.quantile(frame.at(across, y, x), np.linspace(0, 1, n_regions + 1)[1:-1])
+    return [k * across - borders[:k].sum() for k in range(n_regions)]

@@ -41,18 +41,19 @@ def build_section(
         tissue_fraction=knobs.tissue_fraction,
         margin_um=knobs.margin_um,
     )
+    region = drawn.region_at(drawn.xy[:, 1], drawn.xy[:, 0])
     batch = counts.join_batch(donor_batch, counts.draw_batch(for_counts, knobs.n_genes), knobs.batch_effect)
     matrix = counts.draw_counts(
         for_counts,
         counts.profiles(programmes, knobs.gene_signal, batch),
-        knobs.programmes[drawn.region],
+        knobs.programmes[region],
         depth=knobs.depth * math.exp(batch[-1]),
         dispersion=knobs.dispersion,
         dropout=knobs.dropout,
     )
     names = np.array([f"region_{k + 1}" for k in range(knobs.n_regions)])
-    label = pd.Categorical(names[drawn.region], categories=names)
-    labelled = _labelled(for_labels, drawn.region, knobs.labelled_fraction)
+    label = pd.Categorical(names[region], categories=names)
+    labelled = _labelled(for_labels, region, knobs.labelled_fraction)
     obs = pd.DataFrame(
         {
             _keys.LIBRARY: pd.Categorical([library_id] * len(label)),
@@ -74,9 +75,8 @@ def build_section(
     stains = draw_stains(for_stains, knobs.stain_shift)
     pixels = None
     if knobs.image:
-        pixels = paint(
-            for_image, drawn, region_textures(knobs.textures, knobs.image_signal), stains, knobs.um_per_px
-        )
+        textures = region_textures(knobs.textures, knobs.image_signal)
+        pixels = paint(for_image, drawn, textures, stains)
     table.uns["spatial"] = {library_id: _spatial(pixels, knobs)}
     truth = {
         "texture": dict(zip(names, np.array(list(TEXTURES))[knobs.textures], strict=True)),
