@@ -35,6 +35,7 @@ nb_execution_mode = "cache"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600
 nb_merge_streams = True
+nb_output_stderr = "remove"  # other packages' warnings about themselves
 
 html_theme = "sphinx_book_theme"
 html_title = "histoweave"
