@@ -70,6 +70,15 @@ def test_barcodes_as_index_of_a_data_frame():
     check(adata)
 
 
+def test_rows_picked_from_a_larger_table():
+    adata = make()
+    frame = pd.DataFrame(
+        {"barcode": [*adata.obs_names, "AAC0-1"], "layer": [*LABELS, "fat"], "slice": [1] * 6 + [2]}
+    )
+    hw.io.read_labels(adata, frame[frame["slice"] == 1].drop(columns="slice"))
+    check(adata)
+
+
 def test_spatialdata(section):
     truth = section("P1/outs")
     sdata = hw.io.read_visium(truth.path)

@@ -145,9 +145,8 @@ def _require_distinct(tables: list[AnnData]) -> None:
         names = set(table.obs[_keys.LIBRARY])
         if both := seen & names:
             msg = (
-                f"Section {listing(sorted(both))} occurs in more than one of `sections`. Read each "
-                "with its own `library_id=`, or "
-                "pass a mapping of new names to AnnData objects."
+                f"Section {listing(sorted(both))} occurs in more than one of `sections`. Read each with its "
+                "own `library_id=`, or pass a mapping of new names to AnnData objects."
             )
             raise ValueError(msg)
         seen |= names

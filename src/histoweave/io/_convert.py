@@ -74,9 +74,8 @@ def to_anndata(
             found = section_image(sdata, lib, image=name, table_key=table_key)
             if any(found.offset) or not np.isclose(*found.scale):
                 msg = (
-                    f"Image {name!r} of section {lib!r} is shifted or stretched against the spots "
-                    f"(scale {found.scale}, "
-                    f"offset {found.offset}), which `uns['spatial']` cannot express. Keep the "
+                    f"Image {name!r} of section {lib!r} is shifted or stretched against the spots (scale "
+                    f"{found.scale}, offset {found.offset}), which `uns['spatial']` cannot express. Keep the "
                     "SpatialData object."
                 )
                 raise ValueError(msg)
@@ -192,8 +191,8 @@ def _section_images(entry: dict[str, Any], lib: str) -> dict[str, Any]:
         scale = _usable(factors.get(f"tissue_{name}_scalef", 1.0 if name == "full" else None))
         if scale is None:
             warn(
-                f"Section {lib!r}: image {name!r} was left out, because `tissue_{name}_scalef` is "
-                "missing or not positive."
+                f"Section {lib!r}: image {name!r} was left out, because `tissue_{name}_scalef` is missing or "
+                "not positive."
             )
         else:
             images[f"{lib}_{name}_image"] = image_element(pixels, lib, scale)

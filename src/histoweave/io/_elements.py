@@ -30,9 +30,8 @@ def require_name(name: str, *, argument: str = "library_id") -> str:
     """Raise ``ValueError`` unless ``name`` can name elements of a SpatialData object."""
     if not isinstance(name, str) or name != sanitise(name):
         msg = (
-            f"`{argument}={name!r}` cannot name a section: use letters, digits, '_', '-' and '.', and "
-            "start with a "
-            f"letter or a digit, for example {sanitise(name)!r}."
+            f"`{argument}={name!r}` cannot name a section: use letters, digits, '_', '-' and '.', and start "
+            f"with a letter or a digit, for example {sanitise(name)!r}."
         )
         raise ValueError(msg)
     return name
@@ -74,9 +73,8 @@ def circles(xy: np.ndarray, diameter: float | None, index: Any, library_id: str)
         diameter = 0.55 * distance if np.isfinite(distance) and distance > 0 else 1.0
         warn(
             f"Section {library_id!r} has no usable `spot_diameter_fullres`: its circles are drawn "
-            f"{diameter:.1f} px "
-            "wide from the distance between spots (1 px for a single spot). Results in um need the "
-            "pixel size."
+            f"{diameter:.1f} px wide from the distance between spots (1 px for a single spot). Results in um "
+            "need the pixel size."
         )
     return ShapesModel.parse(
         xy, geometry=0, radius=diameter / 2, index=index, transformations={library_id: Identity()}

@@ -80,9 +80,8 @@ def read_image_folder(
     found.sort(key=lambda p: p.relative_to(root).as_posix())
     if not found:
         msg = (
-            f"No image in {str(root)!r} fits `pattern={pattern!r}` (read: "
-            f"{listing(sorted(SUFFIXES))}); the folder holds "
-            f"{listing(sorted(p.name for p in root.iterdir()))}."
+            f"No image in {str(root)!r} fits `pattern={pattern!r}` (read: {listing(sorted(SUFFIXES))}); the "
+            f"folder holds {listing(sorted(p.name for p in root.iterdir()))}."
         )
         raise FileNotFoundError(msg)
     names = [p.relative_to(root).as_posix() for p in found]

@@ -103,8 +103,8 @@ def read_labels(
     n_labelled = int(pd.notna(labels).sum())
     if unknown:
         warn(
-            f"{unknown} entries of the label file fit no spot and were left out; {n_labelled} spots "
-            "are labelled."
+            f"{unknown} entries of the label file fit no spot and were left out; {n_labelled} spots are "
+            "labelled."
         )
     if n_labelled == 0:
         msg = "The label file labels no spot: all labels of the spots it lists are empty."
@@ -185,9 +185,7 @@ def _by_barcode(
     column: str | None,
     barcode_column: str | None,
 ) -> tuple[np.ndarray, int]:
-    if isinstance(frame.index, pd.Index) and not isinstance(frame.index, pd.RangeIndex):
-        frame = frame.reset_index(names=frame.index.name or "barcode")
-    barcode_column = _barcode_column(frame, barcode_column)
+    frame, barcode_column = _barcodes(frame, barcode_column)
     others = [barcode_column, *(c for c in frame if c == _keys.LIBRARY and c != column)]
     column = label_files.label_column(frame, column, others=others)
     frame = frame[frame[barcode_column].notna()]
@@ -206,9 +204,8 @@ def _by_barcode(
     clash = names[where == -2]
     if len(clash):
         msg = (
-            f"{clash.nunique()} barcodes occur in several sections (e.g. "
-            f"{listing(clash.unique(), 3)}). Pass `library_id=` to "
-            "label one section at a time, or add a column 'library_id' to the file."
+            f"{clash.nunique()} barcodes occur in several sections (e.g. {listing(clash.unique(), 3)}). Pass "
+            "`library_id=` to label one section at a time, or add a column 'library_id' to the file."
         )
         raise ValueError(msg)
     known = where >= 0
@@ -217,18 +214,21 @@ def _by_barcode(
     return found.to_numpy(dtype=object), int(names[where == -1].nunique())
 
 
-def _barcode_column(frame: pd.DataFrame, barcode_column: str | None) -> str:
+def _barcodes(frame: pd.DataFrame, barcode_column: str | None) -> tuple[pd.DataFrame, str]:
+    """Return the label table and its barcode column, which in a DataFrame may be the index."""
     if barcode_column is not None:
         require_key(frame, barcode_column, where="the label file", argument="barcode_column")
-        return barcode_column
+        return frame, barcode_column
     named = [c for want in _BARCODE_COLUMNS for c in frame if str(c).strip().lower() == want]
-    if not named:
-        msg = (
-            f"The label file has no column 'Barcode'; found {listing(frame.columns)}. Name it with "
-            "`barcode_column=`."
-        )
-        raise ValueError(msg)
-    return named[0]
+    if named:
+        return frame, named[0]
+    if not pd.api.types.is_numeric_dtype(frame.index):
+        return frame.rename_axis("barcode").reset_index(), "barcode"
+    msg = (
+        f"The label file has no column 'Barcode'; found {listing(frame.columns)}. Name it with "
+        "`barcode_column=`."
+    )
+    raise ValueError(msg)
 
 
 def _short(name: str) -> str:
@@ -254,8 +254,8 @@ def _find(targets: dict[str, list[int]], name: str, library: str) -> int:
 def _raise_no_match(theirs: Iterable[str], ours: Iterable[str]) -> None:
     msg = (
         f"No entry of the label file (e.g. {listing(list(theirs)[:3])}) is a spot of the data (e.g. "
-        f"{listing(list(ours)[:3])}). "
-        "Is it the file of another section, or is another column the barcode (`barcode_column=`)?"
+        f"{listing(list(ours)[:3])}). Is it the file of another section, or is another column the barcode "
+        "(`barcode_column=`)?"
     )
     raise ValueError(msg)
 

@@ -27,11 +27,10 @@ def label_points(path: str | os.PathLike[str], xy: np.ndarray) -> np.ndarray:
     if not len(point):
         box = shapely.total_bounds(np.asarray(polygons, dtype=object))
         msg = (
-            f"No polygon of {str(path)!r} contains a spot: polygons span x {box[0]:.0f} to "
-            f"{box[2]:.0f}, y {box[1]:.0f} to "
-            f"{box[3]:.0f}; spots x {xy[:, 0].min():.0f} to {xy[:, 0].max():.0f}, y "
-            f"{xy[:, 1].min():.0f} to {xy[:, 1].max():.0f}. "
-            "Draw on the full-resolution image, or scale the polygons to its pixels."
+            f"No polygon of {str(path)!r} contains a spot: polygons span x {box[0]:.0f} to {box[2]:.0f}, y "
+            f"{box[1]:.0f} to {box[3]:.0f}; spots x {xy[:, 0].min():.0f} to {xy[:, 0].max():.0f}, y "
+            f"{xy[:, 1].min():.0f} to {xy[:, 1].max():.0f}. Draw on the full-resolution image, or scale the "
+            "polygons to its pixels."
         )
         raise ValueError(msg)
     names = np.asarray(names, dtype=object)
@@ -44,8 +43,8 @@ def label_points(path: str | os.PathLike[str], xy: np.ndarray) -> np.ndarray:
         labels[row] = name
     if disputed.any():
         warn(
-            f"{int(disputed.sum())} spots lie in polygons of different labels; they got that of the "
-            "smallest polygon."
+            f"{int(disputed.sum())} spots lie in polygons of different labels; they got that of the smallest "
+            "polygon."
         )
     return labels
 
@@ -80,16 +79,14 @@ def _read(path: Path) -> tuple[list[Any], list[str]]:
         names.append(name)
     if not polygons:
         msg = (
-            f"{str(path)!r} holds no polygon with a class ({skipped} objects without). Set a class for "
-            "the annotations in QuPath "
-            "and export them again."
+            f"{str(path)!r} holds no polygon with a class ({skipped} objects without). Set a class for the "
+            "annotations in QuPath and export them again."
         )
         raise ValueError(msg)
     if skipped:
         warn(
-            f"{skipped} objects without a class or of another form than a polygon were passed over; "
-            "labels read: "
-            f"{listing(sorted(set(names)))}."
+            f"{skipped} objects without a class or of another form than a polygon were passed over; labels "
+            f"read: {listing(sorted(set(names)))}."
         )
     return polygons, names
 

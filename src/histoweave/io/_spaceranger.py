@@ -65,8 +65,8 @@ def locate(path: Path, bin_um: int | None) -> Layout:
             return Layout(folder, _name_folder(folder, size), size)
     msg = (
         f"{str(path)!r} is not a Space Ranger folder: looked for `spatial/`, `outs/spatial/` and "
-        f"`binned_outputs/square_*um/`; found {listing(sorted(p.name for p in path.iterdir()))}. "
-        "Pass the `outs/` folder of `spaceranger count`."
+        f"`binned_outputs/square_*um/`; found {listing(sorted(p.name for p in path.iterdir()))}. Pass the "
+        "`outs/` folder of `spaceranger count`."
     )
     raise FileNotFoundError(msg)
 
@@ -85,8 +85,8 @@ def _choose_bin(binned: Path, bins: dict[int, Path], bin_um: int | None) -> Layo
     size = 8 if bin_um is None else bin_um
     if size not in bins:
         msg = (
-            f"`bin_um={size}` is not in {str(binned)!r}; available bins: {listing(list(bins))} um. "
-            "Pass one of them as `bin_um=`."
+            f"`bin_um={size}` is not in {str(binned)!r}; available bins: {listing(list(bins))} um. Pass one "
+            "of them as `bin_um=`."
         )
         raise ValueError(msg)
     return Layout(bins[size], _name_folder(bins[size], size), size)
@@ -106,9 +106,8 @@ def find_counts(root: Path, kind: str) -> tuple[Path, str]:
     files = sorted(root.glob(f"*{stem}.h5"), key=lambda p: (len(p.name), p.name))
     if len(files) > 1 and files[0].name != f"{stem}.h5":
         msg = (
-            f"{str(root)!r} holds several matrices ({listing([f.name for f in files])}). Keep one "
-            "section a folder, "
-            f"or rename the one you mean to `{stem}.h5`."
+            f"{str(root)!r} holds several matrices ({listing([f.name for f in files])}). Keep one section a "
+            f"folder, or rename the one you mean to `{stem}.h5`."
         )
         raise ValueError(msg)
     if files:
@@ -118,10 +117,8 @@ def find_counts(root: Path, kind: str) -> tuple[Path, str]:
     other = sorted({p.name for p in root.glob("*_bc_matrix*")})
     msg = (
         f"No counts in {str(root)!r}: looked for `{stem}.h5` (with or without a prefix) and the folder "
-        f"`{stem}/`; "
-        f"found {listing(other)}. Pass `counts='raw'` or `'filtered'` for the other matrix, or "
-        "`counts=None` to "
-        "read the section without expression."
+        f"`{stem}/`; found {listing(other)}. Pass `counts='raw'` or `'filtered'` for the other matrix, or "
+        "`counts=None` to read the section without expression."
     )
     raise FileNotFoundError(msg)
 
@@ -137,17 +134,11 @@ def read_positions(spatial: Path) -> pd.DataFrame:
         )
         raise FileNotFoundError(msg)
     path = found[0]
-    if path.suffix == ".parquet":
-        positions = pd.read_parquet(path)
-    else:
-        with path.open(encoding="utf-8-sig") as stream:
-            header = "in_tissue" in stream.readline()
-        try:
-            positions = pd.read_csv(path, header=0 if header else None)
-        except pd.errors.EmptyDataError:
-            positions = pd.DataFrame(columns=POSITION_COLUMNS)
-        if not header and positions.shape[1] == len(POSITION_COLUMNS):
-            positions.columns = POSITION_COLUMNS
+    try:
+        positions = pd.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
+    except (ValueError, OSError) as error:
+        msg = f"Spot positions {str(path)!r}: the file is empty, damaged or was cut off ({error})."
+        raise ValueError(msg) from error
     absent = [name for name in POSITION_COLUMNS if name not in positions]
     if absent:
         msg = f"{str(path)!r} has no column {listing(absent)}; found {listing(positions.columns)}."
@@ -155,6 +146,16 @@ def read_positions(spatial: Path) -> pd.DataFrame:
     positions = positions[POSITION_COLUMNS].set_index("barcode")
     positions.index = positions.index.astype(str).rename(None)
     return _checked(positions, path)
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Space Ranger 1 writes no header; some tools add one to a file of that name."""
+    with path.open(encoding="utf-8-sig") as stream:
+        header = "in_tissue" in stream.readline()
+    positions = pd.read_csv(path, header=0 if header else None, encoding="utf-8-sig")
+    if not header and positions.shape[1] == len(POSITION_COLUMNS):
+        positions.columns = POSITION_COLUMNS
+    return positions
 
 
 def _checked(positions: pd.DataFrame, path: Path) -> pd.DataFrame:
@@ -172,8 +173,8 @@ def _checked(positions: pd.DataFrame, path: Path) -> pd.DataFrame:
     bad = ~np.isfinite(numbers.to_numpy()).all(axis=1)
     if bad.any():
         msg = (
-            f"{str(path)!r} has missing or non-numeric positions for {int(bad.sum())} barcodes "
-            f"(e.g. {listing(positions.index[bad], 3)})."
+            f"{str(path)!r} has missing or non-numeric positions for {int(bad.sum())} barcodes (e.g. "
+            f"{listing(positions.index[bad], 3)})."
         )
         raise ValueError(msg)
     return numbers.astype({_keys.IN_TISSUE: bool, _keys.ARRAY_ROW: int, _keys.ARRAY_COL: int})

@@ -180,9 +180,9 @@ def _join(placed: pd.DataFrame, expression: tuple | None) -> tuple[AnnData, dict
         both = placed.index[placed.index.isin(names)]
         if not len(both):
             msg = (
-                f"`counts` (e.g. {listing(names[:3])}) and `spots` (e.g. {listing(placed.index[:3])}) "
-                "share no array "
-                "position: they belong to different sections, or x and y are swapped in one of them."
+                f"`counts` (e.g. {listing(names[:3])}) and `spots` (e.g. {listing(placed.index[:3])}) share "
+                "no array position: they belong to different sections, or x and y are swapped in one of "
+                "them."
             )
             raise ValueError(msg)
         dropped = {
@@ -192,8 +192,7 @@ def _join(placed: pd.DataFrame, expression: tuple | None) -> tuple[AnnData, dict
         if any(dropped.values()):
             warn(
                 f"Dropped {dropped['spots_without_counts']} spots without counts and "
-                f"{dropped['counts_without_spot']} rows "
-                f"of counts without a spot; {len(both)} spots remain."
+                f"{dropped['counts_without_spot']} rows of counts without a spot; {len(both)} spots remain."
             )
         table = AnnData(
             matrix[names.get_indexer(both)], obs=pd.DataFrame(index=both), var=pd.DataFrame(index=genes)
@@ -217,9 +216,8 @@ def _pitch_px(array: np.ndarray, xy: np.ndarray) -> float:
     pixels_per_step = np.sqrt(abs(np.linalg.det(fit[:2])))
     if rank < 3 or not pixels_per_step > 0:
         msg = (
-            f"The size of a pixel cannot be told from {len(array)} spots: at least three that do not "
-            "lie on one line, "
-            "each at its own place in the image, are needed."
+            f"The size of a pixel cannot be told from {len(array)} spots: at least three that do not lie on "
+            "one line, each at its own place in the image, are needed."
         )
         raise ValueError(msg)
     return float(pixels_per_step * nearest_distance(array.astype(float)))
@@ -230,13 +228,13 @@ def _add_labels(table: AnnData, annotation: pd.Series, labels_key: str) -> None:
     known = annotation.index.isin(table.obs_names)
     if not known.any():
         msg = (
-            f"No position of `labels` (e.g. {listing(annotation.index[:3])}) is a spot of the section "
-            f"(e.g. {listing(table.obs_names[:3])})."
+            f"No position of `labels` (e.g. {listing(annotation.index[:3])}) is a spot of the section (e.g. "
+            f"{listing(table.obs_names[:3])})."
         )
         raise ValueError(msg)
     if not known.all():
         warn(
-            f"{int((~known).sum())} of {len(known)} labelled positions are not among the spots and "
-            "were left out."
+            f"{int((~known).sum())} of {len(known)} labelled positions are not among the spots and were left "
+            "out."
         )
     table.obs[labels_key] = pd.Categorical(found.to_numpy())

@@ -24,7 +24,7 @@ def read_labels(source: Source, column: str | None) -> pd.Series:
     if label_files.is_one_hot(table):
         return label_files.one_hot_labels(table)
     msg = (
-        f"`labels` needs columns 'x', 'y' and a label, or one column a spot (named '17_9' or '17x9'); found "
+        "`labels` needs columns 'x', 'y' and a label, or one column a spot (named '17_9' or '17x9'); found "
         f"{listing(table.columns)}."
     )
     raise ValueError(msg)
@@ -105,8 +105,8 @@ def place(
 ) -> pd.DataFrame:
     if expression is None and annotation is None:
         msg = (
-            "`spots` is a function, so the array positions must come from `counts` or `labels`: pass one "
-            "of them."
+            "`spots` is a function, so the array positions must come from `counts` or `labels`: pass one of "
+            "them."
         )
         raise ValueError(msg)
     names = expression[1] if expression is not None else annotation.index

@@ -149,8 +149,8 @@ def _with_positions(table: AnnData, positions: pd.DataFrame, source: Path) -> tu
     dropped = int((~known).sum())
     if dropped:
         warn(
-            f"{dropped} of {table.n_obs} barcodes have no position and were dropped "
-            f"(e.g. {listing(table.obs_names[~known], 3)})."
+            f"{dropped} of {table.n_obs} barcodes have no position and were dropped (e.g. "
+            f"{listing(table.obs_names[~known], 3)})."
         )
         table = table[known].copy()
     return table, dropped
