@@ -32,8 +32,8 @@ napoleon_use_rtype = False
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "cache"
-nb_execution_raise_on_error = True
 nb_execution_timeout = 600
+nb_execution_show_tb = True
 nb_merge_streams = True
 nb_output_stderr = "remove"  # other packages' warnings about themselves
 

@@ -240,9 +240,14 @@ def test_ci_runs_the_commands_of_the_readme():
     assert [step for step in steps if step not in script and ".venv" not in step] == []
 
 
-@pytest.mark.parametrize(
-    "path", [*FILES, ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name
-)
+TEXTS = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "tutorials").glob("*.md")),
+]
+
+
+@pytest.mark.parametrize("path", [*FILES, *TEXTS], ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_functions_named_in_text_exist(path):
     named = re.findall(rf"\bhw\.((?:{'|'.join(ROOMS)})\.[A-Za-z]\w*)", path.read_text())
     assert set(named) <= set(PUBLIC)
