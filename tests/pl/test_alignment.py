@@ -30,3 +30,28 @@ def test_several_sections_need_a_name(two):
     assert not hw.pl.alignment(two, library_id="s2").images
     with pytest.raises(KeyError, match="s9"):
         hw.pl.alignment(two, library_id="s9")
+
+
+def test_findings_of_this_section_stand_below(two):
+    two.uns["histoweave"] = {
+        "alignment": {
+            "findings": {
+                "library_id": np.array(["s1", "s1", "s1", "s2"]),
+                "check": np.array(["image", "scale", "on_tissue", "image"]),
+                "status": np.array(["ok", "warn", "fail", "fail"]),
+                "message": np.array(["fine", "odd scale", "spots beside the tissue", "no image"]),
+            }
+        }
+    }
+    ax = hw.pl.alignment(two, library_id="s1")
+    lines = [text.get_text() for text in ax.texts if "µm" not in text.get_text()]
+    assert lines == ["fail  on_tissue: spots beside the tissue", "warn  scale: odd scale", "ok  image"]
+    colors = {text.get_color() for text in ax.texts}
+    assert len(colors) >= 3
+
+
+def test_findings_of_the_package_are_read(table):
+    found = hw.pp.check_alignment(table)
+    lines = [text.get_text() for text in hw.pl.alignment(table).texts]
+    for check in found["check"]:
+        assert any(check in line for line in lines)

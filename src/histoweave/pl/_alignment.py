@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
 from histoweave import _keys
 from histoweave._record import recorded
 from histoweave._resolve import get_table, sections
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
+
+
+_STATUS = {"fail": "#B3261E", "warn": "#8A5A00", "ok": "#2D6A4F"}
 
 
 def alignment(
@@ -86,11 +91,27 @@ def alignment(
     _draw.frame(ax, (*low, *high))
     _draw.scale_bar(ax, _draw.section_entry(table, library_id, "scalefactors").get("microns_per_pixel"))
     ax.set_title(library_id, fontsize=11)
-    lines = [fill(line, 80) for line in _findings(recorded(table, "alignment"), library_id)]
-    if lines:
-        ax.set_xlabel("\n".join(lines), fontsize=8, loc="left")
+    _write_findings(ax, recorded(table, "alignment").get("findings"), library_id)
     return ax
 
 
-def _findings(record: Mapping[str, Any], library_id: str) -> list[str]:
-    return []
+def _write_findings(ax: Axes, findings: Mapping[str, Any] | None, library_id: str) -> None:
+    """Write what needs a look below the picture, one colour a status, and name the checks that passed."""
+    if findings is None:
+        return
+    frame = pd.DataFrame(dict(findings))
+    frame = frame[frame["library_id"] == library_id]
+    passed = frame.loc[frame["status"] == "ok", "check"]
+    lines = [
+        (row.status, f"{row.status}  {row.check}: {row.message}")
+        for status in ("fail", "warn")
+        for row in frame[frame["status"] == status].itertuples()
+    ]
+    if len(passed):
+        lines.append(("ok", f"ok  {', '.join(dict.fromkeys(passed))}"))
+    down = 8
+    for status, line in lines:
+        text = fill(line, 90)
+        ax.annotate(text, (0, 0), xycoords="axes fraction", xytext=(0, -down), textcoords="offset points",
+                    va="top", fontsize=8, color=_STATUS[status])  # fmt: skip
+        down += 11 * (text.count("\n") + 1) + 3

@@ -107,6 +107,7 @@ def _matrix(ax: Axes, counts: np.ndarray, names: Sequence[str], normalize: str |
     shown = share if normalize else counts
     top = 1.0 if normalize else max(counts.max(), 1)
     ax.imshow(shown, cmap="Blues", vmin=0, vmax=top)
+    ax.set_facecolor("#F0F0F0")  # a class without labelled spots has no shares
     for (row, column), value in np.ndenumerate(shown):
         text = "" if np.isnan(value) else f"{value:.2f}" if normalize else f"{value:d}"
         color = "white" if value > 0.55 * top else "#333333" if value else "#AAAAAA"
@@ -214,7 +215,7 @@ def _reliability(ax: Axes, curve: pd.DataFrame, confidence: np.ndarray) -> None:
                 elinewidth=1, capsize=2, label="observed", clip_on=False, zorder=3)  # fmt: skip
     ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="stated confidence", ylabel="accuracy")
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=8, loc="upper left")
+    ax.legend(fontsize=8, loc="upper left", framealpha=0.8, edgecolor="none")
 
 
 def scores(results: pd.DataFrame, *, metric: str = "macro_f1", ax: Axes | None = None) -> Axes:
