@@ -31,7 +31,7 @@ napoleon_use_rtype = False
 # Pages with code run when the documents are built, so that they cannot go stale
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-nb_execution_mode = "cache"
+nb_execution_mode = "force"  # a cache would not see that the package has changed
 nb_execution_timeout = 600
 nb_execution_show_tb = True
 nb_merge_streams = True
