@@ -15,7 +15,7 @@ from histoweave.datasets._simulate_layout import Layout
 HEMATOXYLIN = (0.650, 0.704, 0.286)
 EOSIN = (0.216, 0.801, 0.558)
 BACKGROUND = 0.035  # optical density of the empty slide
-TILE_PX = 512
+TILE_UM = 570.0  # period of the background; no multiple of the spots' pitch, so that no two share it
 BAND_PX = 512
 
 
@@ -94,12 +94,12 @@ def paint(
     stains = stains.astype(np.float32)
     image = np.empty((height, width, 3), dtype=np.uint8)
     columns = np.arange(width, dtype=np.float32)
+    period = eosin_tiles.shape[1]
     for top in range(0, height, BAND_PX):
         band = slice(top, min(top + BAND_PX, height))
         rows = np.arange(band.start, band.stop, dtype=np.float32)[:, None]
         y, x = (
-            (p + frame.band(w, band)).astype(int) % TILE_PX
-            for p, w in zip((rows, columns), wave, strict=True)
+            (p + frame.band(w, band)).astype(int) % period for p, w in zip((rows, columns), wave, strict=True)
         )
         index = (layout.region_band(band), y, x)
         inside = _sigmoid(frame.band(layout.depth_um, band) / 4) * tissue_tiles[index]
@@ -120,21 +120,22 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 def _tiles(
     rng: np.random.Generator, textures: list[Texture], um_per_px: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Periodic tiles ``(n_regions, TILE_PX, TILE_PX)`` of eosin density and of presence of tissue.
+    """Periodic tiles ``(n_regions, period, period)`` of eosin density and of presence of tissue.
 
     All regions filter the same white noise: equal parameters give equal pixels, so nothing but the
     parameters can tell regions apart.
     """
-    white = [np.fft.rfft2(rng.standard_normal((TILE_PX, TILE_PX))) for _ in range(3)]
+    period = min(2048, max(128, round(TILE_UM / um_per_px)))
+    white = [np.fft.rfft2(rng.standard_normal((period, period))) for _ in range(3)]
     angle = rng.uniform(0, math.pi)
-    v, u = np.meshgrid(np.fft.fftfreq(TILE_PX), np.fft.rfftfreq(TILE_PX), indexing="ij")
+    v, u = np.meshgrid(np.fft.fftfreq(period), np.fft.rfftfreq(period), indexing="ij")
     along, across = u * math.cos(angle) + v * math.sin(angle), v * math.cos(angle) - u * math.sin(angle)
 
     def field(noise: np.ndarray, length_um: float, width_um: float) -> np.ndarray:
         scale = (2 * math.pi / um_per_px) ** 2 / 2
         gain = np.exp(-scale * ((along * length_um) ** 2 + (across * width_um) ** 2))
         gain[0, 0] = 0
-        values = np.fft.irfft2(noise * gain, s=(TILE_PX, TILE_PX))
+        values = np.fft.irfft2(noise * gain, s=(period, period))
         return (values / values.std()).astype(np.float32)
 
     grain = field(white[1], 1.0, 1.0)
