@@ -149,6 +149,10 @@ def test_same_label_twice_and_labels_that_are_numbers():
     adata = make()
     hw.io.read_labels(adata, pd.DataFrame({"Barcode": ["AAC0-1", "AAC0-1", "AAC1-1"], "cluster": [1, 1, 2]}))
     check(adata, ["1", "2", None, None, None, None])
+    hw.io.read_labels(
+        adata, pd.DataFrame({"Barcode": ["AAC0-1", "AAC1-1", "AAC2-1"], "cluster": [1.0, np.nan, 2.0]})
+    )
+    check(adata, ["1", None, "2", None, None, None])
 
 
 def test_missing_and_empty_files(tmp_path):
@@ -181,6 +185,8 @@ def test_one_section_at_a_time(two):
     hw.io.read_labels(two, pd.DataFrame({"Barcode": ["AAC0-1"], "label": ["a"]}), library_id="P1")
     hw.io.read_labels(two, pd.DataFrame({"Barcode": ["AAC0-1"], "label": ["b"]}), library_id="P2")
     assert two.obs["region"].dropna().to_dict() == {"P1_AAC0-1": "a", "P2_AAC0-1": "b"}
+    with pytest.raises(ValueError, match="occur in several sections"):
+        hw.io.read_labels(two, pd.DataFrame({"Barcode": ["AAC0-1"], "label": ["a"]}))
     with pytest.raises(KeyError, match=r"library_id='P9'.*'P1', 'P2'"):
         hw.io.read_labels(two, pd.DataFrame({"Barcode": ["AAC0-1"], "label": ["b"]}), library_id="P9")
 

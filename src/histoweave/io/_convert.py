@@ -80,9 +80,8 @@ def to_anndata(
                 )
                 raise ValueError(msg)
             entry["images"][name] = np.asarray(found.array)
-            key = (
-                f"tissue_{name}_scalef"  # the stored value is exact, one through a transformation is rounded
-            )
+            # the stored factor is exact, one taken back from a transformation is rounded
+            key = f"tissue_{name}_scalef"
             if not np.isclose(entry["scalefactors"].get(key, np.nan), found.scale[0], rtol=1e-9):
                 entry["scalefactors"][key] = found.scale[0]
     out = table.copy()

@@ -107,7 +107,7 @@ def label_column(table: pd.DataFrame, column: str | None, *, others: list[str]) 
 
 def unique_labels(labels: pd.Series) -> pd.Series:
     """Drop repeated spots; a spot with two different labels is an error. Blank labels become missing."""
-    cleaned = labels.map(lambda v: str(v).strip(), na_action="ignore").astype(object)
+    cleaned = labels.map(_text, na_action="ignore").astype(object)
     cleaned = cleaned.where(cleaned.notna() & (cleaned != ""), None)
     distinct = cleaned[cleaned.notna()].groupby(level=0).nunique()
     clash = distinct.index[distinct > 1]
@@ -121,3 +121,8 @@ def unique_labels(labels: pd.Series) -> pd.Series:
     order = cleaned.isna().to_numpy().argsort(kind="stable")  # a labelled row wins over an unlabelled one
     cleaned = cleaned.iloc[order]
     return cleaned[~cleaned.index.duplicated()]
+
+
+def _text(label: object) -> str:
+    """A label as text; a whole number stays whole in a column that gaps have made floating point."""
+    return str(int(label) if isinstance(label, float) and label.is_integer() else label).strip()

@@ -191,16 +191,8 @@ def _by_barcode(
     frame = frame[frame[barcode_column].notna()]
     names = frame[barcode_column].astype(str).str.strip()
     targets = _targets(table.obs_names[rows], section[rows])
-    prefixes = frame[_keys.LIBRARY].astype(str) if _keys.LIBRARY in others else None
-    where = np.array(
-        [
-            _find(targets, name, lib)
-            for name, lib in zip(names, prefixes if prefixes is not None else [""] * len(names), strict=True)
-        ],
-        dtype=int,
-    )
-    if not (where >= 0).any():
-        _raise_no_match(names, table.obs_names[rows])
+    libraries = frame[_keys.LIBRARY].astype(str) if _keys.LIBRARY in others else [""] * len(names)
+    where = np.array([_find(targets, *pair) for pair in zip(names, libraries, strict=True)], dtype=int)
     clash = names[where == -2]
     if len(clash):
         msg = (
@@ -209,6 +201,8 @@ def _by_barcode(
         )
         raise ValueError(msg)
     known = where >= 0
+    if not known.any():
+        _raise_no_match(names, table.obs_names[rows])
     series = pd.Series(frame[column].to_numpy(dtype=object)[known], index=table.obs_names[rows][where[known]])
     found = label_files.unique_labels(series).reindex(table.obs_names[rows])
     return found.to_numpy(dtype=object), int(names[where == -1].nunique())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from anndata.utils import make_index_unique
 
 from histoweave import _keys
 from histoweave._image import open_image
@@ -194,12 +195,12 @@ def _join(placed: pd.DataFrame, expression: tuple | None) -> tuple[AnnData, dict
                 f"Dropped {dropped['spots_without_counts']} spots without counts and "
                 f"{dropped['counts_without_spot']} rows of counts without a spot; {len(both)} spots remain."
             )
+        if not genes.is_unique:
+            warn(f"{int(genes.duplicated().sum())} gene names repeat; a suffix was added to tell them apart.")
+            genes = make_index_unique(genes)
         table = AnnData(
             matrix[names.get_indexer(both)], obs=pd.DataFrame(index=both), var=pd.DataFrame(index=genes)
         )
-        if not genes.is_unique:
-            warn(f"{int(genes.duplicated().sum())} gene names repeat; a suffix was added to tell them apart.")
-            table.var_names_make_unique()
         table.layers[_keys.COUNTS] = table.X.copy()
     here = placed.loc[table.obs_names]
     table.obs[_keys.IN_TISSUE] = True

@@ -18,6 +18,7 @@ Source = str | os.PathLike[str] | pd.DataFrame
 
 
 def read_labels(source: Source, column: str | None) -> pd.Series:
+    """Return labels by spot name from either form of label table."""
     table = label_files.read_table(source, argument="labels")
     if label_files.is_st_table(table):
         return label_files.st_labels(table, column)
@@ -68,9 +69,7 @@ def _count_file(path: Path) -> tuple[pd.Index, list[str], np.ndarray]:
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError, EOFError, OSError) as error:
         msg = f"`counts`: {str(path)!r} is empty, damaged or was cut off ({error})."
         raise ValueError(msg) from error
-    genes = [
-        name.strip('"') for name in first.split(separator)
-    ]  # not by pandas, which renames repeated genes
+    genes = [name.strip('"') for name in first.split(separator)]  # pandas would rename repeated genes
     genes = genes[1:] if len(genes) == body.shape[1] + 1 else genes
     if len(genes) != body.shape[1]:
         msg = f"`counts`: {str(path)!r} names {len(genes)} genes but has {body.shape[1]} columns of counts."
@@ -103,6 +102,7 @@ def read_spots(table: pd.DataFrame) -> pd.DataFrame:
 def place(
     function: Callable[[np.ndarray], np.ndarray], annotation: pd.Series | None, expression: tuple | None
 ) -> pd.DataFrame:
+    """Return the spots of the counts, else of the labels, at the pixels that ``function`` gives."""
     if expression is None and annotation is None:
         msg = (
             "`spots` is a function, so the array positions must come from `counts` or `labels`: pass one of "
