@@ -64,7 +64,9 @@ def test_blocks_keep_the_buffer_and_test_every_row_once() -> None:
 
 def test_recorded_crops_widen_the_buffer_and_a_narrow_one_is_refused() -> None:
     table = section(n=30)
-    table.uns["histoweave"] = {"crops": {"function": "pp.crops", "params": {"size_um": 300.0}}}
+    table.uns["histoweave"] = {
+        "crops": {"function": "pp.crops", "params": {"size_um": 300.0}, "size_px": {"s1": 150.0}}
+    }
     quiet(table, by="blocks", n_folds=3)
     assert table.uns["histoweave"]["fold"]["buffer_px"]["s1"] == pytest.approx(300 / 2 + 2 * 50)
     before = table.obs["fold"].copy()
@@ -194,6 +196,17 @@ def test_buffer_that_leaves_nothing_says_so() -> None:
         hw.pp.split(table, by="blocks", n_folds=2, buffer_um=5000)
     with pytest.raises(ValueError, match=r"blocks .* cannot be dealt .* Smaller blocks"):
         hw.pp.split(table, by="blocks", n_folds=5, block_um=10_000)
+
+
+def test_coordinates_that_are_missing_are_named_where_they_matter() -> None:
+    table = cohort(section("A1", "A", 8), section("B1", "B", 8))
+    table.obsm["spatial"] = table.obsm["spatial"].astype(float)
+    table.obsm["spatial"][5] = np.nan
+    hw.pp.split(table, by="donor", n_folds=2)  # no distance is needed
+    with pytest.raises(ValueError, match="1 rows have NaN"):
+        hw.pp.split(table, by="blocks", n_folds=2)
+    with pytest.raises(KeyError, match="spatial_key"):
+        hw.pp.split(table, by="blocks", n_folds=2, spatial_key="xy")
 
 
 def test_seed_and_file_round_trip(tmp_path: Path) -> None:

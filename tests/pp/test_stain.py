@@ -154,6 +154,20 @@ def test_stored_reference_serves_a_new_section(method: str, tmp_path: Path) -> N
         )
 
 
+def test_sections_without_an_image_are_left_alone() -> None:
+    table = two_sections(shuffle=True)
+    missing = (table.obs["library_id"] == "s2").to_numpy()
+    table.obsm["crops"][missing] = 255
+    table.obs["crops_available"] = ~missing
+    with pytest.warns(HistoweaveWarning, match="one section"):
+        hw.pp.stain_normalize(table, key_added="crops_stained")
+    assert (table.obsm["crops_stained"][missing] == 255).all()
+    assert (table.obs["crops_stained_available"] == ~missing).all()
+    table.obs["crops_available"] = False
+    with pytest.raises(ValueError, match="no section has an image"):
+        hw.pp.stain_normalize(table)
+
+
 def test_seed_decides_the_sample() -> None:
     results = []
     for seed in (0, 0, 1):

@@ -7,59 +7,24 @@ from anndata import AnnData
 
 from histoweave import _keys
 from histoweave._validate import require_number
-from histoweave.pp._graph import metadata, nearest_distance
+from histoweave.pp._graph import nearest_distance
 
 
-def um_per_pixel(table: AnnData, library_id: str, xy: np.ndarray) -> float | None:
-    """Return um per full-resolution pixel: as recorded, else from the array's pitch, else ``None``."""
-    factors = table.uns.get("spatial", {}).get(library_id, {}).get("scalefactors", {})
-    pitch_um = metadata(table, library_id).get("array_pitch_um")
-    measured = pitch_um / nearest_distance(xy) if pitch_um and len(xy) > 1 else np.nan
-    for value in (factors.get("microns_per_pixel"), measured):
-        if value is not None and np.isfinite(value) and value > 0:
-            return float(value)
-    return None
-
-
-def crop_width_px(table: AnnData, library_id: str, um_per_px: float | None, default: float) -> float:
-    """Return the width of the widest recorded crop in full-resolution pixels, ``default`` without crops."""
-    widths = []
-    for entry in table.uns.get(_keys.UNS, {}).values():
-        if entry.get("function") != "pp.crops":
-            continue
-        params = entry.get("params", {})
-        if params.get("size_px") is not None:
-            widths.append(float(params["size_px"]))
-        elif params.get("size_um") is not None:
-            known = um_per_px or entry.get("um_per_px", {}).get(library_id.replace("/", "_"))
-            if known is None:
-                msg = (
-                    f"Section {library_id!r}: um per pixel is unknown, so the width of the crops cannot be "
-                    "compared with distances. Pass `um_per_px=`."
-                )
-                raise ValueError(msg)
-            widths.append(float(params["size_um"]) / known)
-    return max(widths, default=default)
-
-
-def reach_px(
-    table: AnnData, library_id: str, xy: np.ndarray, n_rings: int, um_per_px: float | None
-) -> tuple[float, float]:
+def reach_px(table: AnnData, library_id: str, xy: np.ndarray, n_rings: int) -> tuple[float, float]:
     """Return how far a spot's features reach and the default buffer, in full-resolution pixels.
 
-    Reach: half a crop plus the neighbourhood rings. Default buffer: a whole crop plus the rings, so that no
-    neighbour of a training spot shares pixels with the crop of a test spot.
+    Reach: half of the widest recorded crop (one array pitch where there is none) plus the neighbourhood
+    rings. Default buffer: the whole crop plus the rings, so that no neighbour of a training spot shares
+    pixels with the crop of a test spot.
     """
-    known = [
-        int(entry["params"]["n_rings"])
-        for entry in table.uns.get(_keys.UNS, {}).values()
-        if entry.get("function") == "pp.spatial_context"
-    ]
+    records = table.uns.get(_keys.UNS, {}).values()
+    rings = [e["params"]["n_rings"] for e in records if e.get("function") == "pp.spatial_context"]
+    crops = [e.get("size_px", {}) for e in records if e.get("function") == "pp.crops"]
+    name = library_id.replace("/", "_")
     pitch = nearest_distance(xy) if len(xy) > 1 else 0.0
-    rings = max([n_rings, *known]) * pitch
-    scale = um_per_px or um_per_pixel(table, library_id, xy)
-    crop = crop_width_px(table, library_id, scale, default=pitch)
-    return crop / 2 + rings, crop + rings
+    crop = max((float(sizes[name]) for sizes in crops if name in sizes), default=pitch)
+    ring = max([n_rings, *map(int, rings)]) * pitch
+    return crop / 2 + ring, crop + ring
 
 
 def cut_blocks(xy: np.ndarray, side: float) -> np.ndarray:

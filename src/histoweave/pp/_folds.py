@@ -88,7 +88,6 @@ def leakage(
     donor_key: str = _keys.DONOR,
     spatial_key: str = _keys.SPATIAL,
     n_rings: int = 2,
-    um_per_px: float | None = None,
 ) -> str | None:
     """Return why the folds leak, ``None`` when they do not.
 
@@ -103,14 +102,12 @@ def leakage(
         Column of ``obs`` that names the donor, where known.
     n_rings
         Rings that features draw on; recorded larger ones count.
-    um_per_px
-        Um per full-resolution pixel, where not recorded.
     """
     column = fold_column(table, fold_key)
     buffer = _recorded_buffer(table, fold_key, section_column(table, library_key))
     return find_leak(
         table, column, buffer, library_key=library_key, donor_key=donor_key, spatial_key=spatial_key,
-        n_rings=n_rings, um_per_px=um_per_px,
+        n_rings=n_rings,
     )  # fmt: skip
 
 
@@ -127,6 +124,14 @@ def coordinates(table: AnnData, spatial_key: str) -> np.ndarray | None:
     return np.asarray(table.obsm[spatial_key], dtype=float)[:, :2]
 
 
+def require_finite(xy: np.ndarray) -> None:
+    """Raise unless all coordinates are finite: distances are about to be compared."""
+    if not np.isfinite(xy).all():
+        bad = int((~np.isfinite(xy)).any(axis=1).sum())
+        msg = f"{bad} rows have NaN or infinite coordinates; remove them first."
+        raise ValueError(msg)
+
+
 def make_folds(
     column: np.ndarray, section: np.ndarray, xy: np.ndarray | None, buffer: dict[str, float]
 ) -> Iterator[Fold]:
@@ -137,6 +142,7 @@ def make_folds(
         for library in dict.fromkeys(section[test]):
             rows = np.flatnonzero(train & (section == library))
             if len(rows) and buffer.get(library) and xy is not None:
+                require_finite(xy)
                 tree = cKDTree(xy[test & (section == library)])
                 distance, _ = tree.query(xy[rows], distance_upper_bound=buffer[library] * (1 + 1e-9))
                 train[rows[np.isfinite(distance)]] = False
@@ -152,7 +158,6 @@ def find_leak(
     donor_key: str,
     spatial_key: str,
     n_rings: int,
-    um_per_px: float | None,
 ) -> str | None:
     """Return why folds with these names and buffers leak, ``None`` when they do not."""
     section = section_column(table, library_key)
@@ -165,7 +170,8 @@ def find_leak(
             here = section == name
             if not (fold.train & here).any():
                 continue
-            reach, wanted = reach_px(table, name, xy[here], n_rings, um_per_px)
+            require_finite(xy)
+            reach, wanted = reach_px(table, name, xy[here], n_rings)
             tree = cKDTree(xy[fold.test & here])
             gap = tree.query(xy[fold.train & here], distance_upper_bound=reach * (1 - 1e-6))[0].min()
             if np.isfinite(gap):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 
 from histoweave import _keys
+from histoweave._calibration import array_grid
 from histoweave._resolve import sections
 from histoweave._validate import require_key, require_number, warn
 
@@ -51,9 +50,9 @@ def ring_graphs(
     require_number(n_rings, argument="n_rings", at_least=1, integer=True)
     pairs: list[list[np.ndarray]] = [[] for _ in range(n_rings)]
     for name, rows in sections(table, library_key).items():
-        position = array_positions(table, rows, name)
+        position = _whole_positions(table, rows, name)
         if position is not None:
-            found = _lattice_rings(position, _offsets(array_grid(table, rows, name), n_rings))
+            found = _lattice_rings(position, _offsets(array_grid(table, name, rows), n_rings))
         else:
             require_key(
                 table.obsm,
@@ -68,12 +67,16 @@ def ring_graphs(
     return [_adjacency(np.concatenate(ring, axis=1), table.n_obs) for ring in pairs]
 
 
-def metadata(table: AnnData, library_id: str) -> dict[str, Any]:
-    """Return ``uns["spatial"][library_id]["metadata"]``, empty where there is none."""
-    return dict(table.uns.get("spatial", {}).get(library_id, {}).get("metadata", {}))
+def nearest_distance(xy: np.ndarray) -> float:
+    """Return the median distance to the nearest other point, ``nan`` for fewer than two points."""
+    from scipy.spatial import cKDTree
+
+    if len(xy) < 2:
+        return float("nan")
+    return float(np.median(cKDTree(xy).query(xy, k=2)[0][:, 1]))
 
 
-def array_positions(table: AnnData, rows: np.ndarray, library_id: str) -> np.ndarray | None:
+def _whole_positions(table: AnnData, rows: np.ndarray, library_id: str) -> np.ndarray | None:
     """Return the integer array positions ``(n_rows, 2)`` of a section, ``None`` where it has none."""
     if _keys.ARRAY_ROW not in table.obs or _keys.ARRAY_COL not in table.obs:
         return None
@@ -98,25 +101,6 @@ def array_positions(table: AnnData, rows: np.ndarray, library_id: str) -> np.nda
     return position
 
 
-def array_grid(table: AnnData, rows: np.ndarray, library_id: str) -> str:
-    """Return ``"hex"`` or ``"square"``: as recorded, else from the parity of the array positions."""
-    grid = metadata(table, library_id).get("array_grid")
-    if grid is not None:
-        return str(grid)
-    position = table.obs[[_keys.ARRAY_ROW, _keys.ARRAY_COL]].iloc[rows].to_numpy(dtype=np.int64)
-    parity = position.sum(axis=1) % 2
-    return "hex" if np.all(parity == parity[0]) and len(np.unique(position[:, 0])) > 1 else "square"
-
-
-def nearest_distance(xy: np.ndarray) -> float:
-    """Return the median distance to the nearest other point, ``nan`` for fewer than two points."""
-    from scipy.spatial import cKDTree
-
-    if len(xy) < 2:
-        return float("nan")
-    return float(np.median(cKDTree(xy).query(xy, k=2)[0][:, 1]))
-
-
 def _offsets(grid: str, n_rings: int) -> list[np.ndarray]:
     """Steps ``(row, col)`` to the positions of each ring."""
     reach = np.arange(-2 * n_rings, 2 * n_rings + 1)
@@ -124,9 +108,6 @@ def _offsets(grid: str, n_rings: int) -> list[np.ndarray]:
     steps = np.abs(row) + np.abs(col)
     if grid == "hex":
         steps = np.where(steps % 2 == 0, np.maximum(np.abs(row), steps // 2), -1)
-    elif grid != "square":
-        msg = f"`uns['spatial'][...]['metadata']['array_grid']` must be 'hex' or 'square', got {grid!r}."
-        raise ValueError(msg)
     return [np.stack([row, col], axis=1)[steps == k] for k in range(1, n_rings + 1)]
 
 

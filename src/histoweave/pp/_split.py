@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from histoweave import _keys
+from histoweave._calibration import um_per_pixel
 from histoweave._random import SeedLike, rng
 from histoweave._record import record
 from histoweave._resolve import section_column, working_copy
@@ -20,7 +22,7 @@ from histoweave._validate import (
     require_number,
     warn,
 )
-from histoweave.pp._blocks import cut_blocks, deal, default_sides, reach_px, um_per_pixel
+from histoweave.pp._blocks import cut_blocks, deal, default_sides, reach_px
 from histoweave.pp._folds import (
     Fold,
     coordinates,
@@ -30,6 +32,7 @@ from histoweave.pp._folds import (
     iter_folds,
     leakage,
     make_folds,
+    require_finite,
 )
 
 if TYPE_CHECKING:
@@ -47,7 +50,7 @@ def split(
     block_um: float | None = None,
     buffer_um: float | None = None,
     n_rings: int = 2,
-    um_per_px: float | None = None,
+    um_per_px: float | Mapping[str, float] | None = None,
     key_added: str = _keys.FOLD,
     allow_leakage: bool = False,
     random_state: SeedLike = 0,
@@ -82,7 +85,7 @@ def split(
     n_rings
         Neighbourhood rings that later steps draw on (see ``hw.pp.spatial_context``).
     um_per_px
-        Um per full-resolution pixel. Default: as recorded, else from the known pitch of the array.
+        Um per full-resolution pixel, one number or one for each section. Default: what the section knows.
     key_added
         Column of ``obs`` to write.
     allow_leakage
@@ -127,27 +130,36 @@ def split(
     require_choice(by, ("donor", "library_id", "blocks", "spots"), argument="by")
     if n_folds is not None:
         require_number(n_folds, argument="n_folds", at_least=2, integer=True)
+    if block_um is not None:
+        require_number(block_um, argument="block_um", above=0)
+    if buffer_um is not None:
+        require_number(buffer_um, argument="buffer_um", at_least=0)
+    require_number(n_rings, argument="n_rings", at_least=0, integer=True)
     out, table = working_copy(data, table_key, copy=copy)
     section = section_column(table, library_key)
     classes = _classes(table, labels_key)
+    side: dict[str, float] = {}
     buffer: dict[str, float] = {}
-    blocks_px: dict[str, float] = {}
-    if by == "donor":
-        groups = _donors(table, donor_key)
-    elif by == "library_id":
-        groups = section
-        if donor_key not in table.obs and len(set(section)) > 1:
-            warn(f"`adata.obs[{donor_key!r}]` is missing: serial sections of one donor would go unnoticed.")
-    elif by == "spots":
-        groups = np.arange(table.n_obs).astype(str)
+    if by == "blocks":
+        points = _points(table, section, spatial_key)
+        side = (
+            default_sides(points, n_folds or 5) if block_um is None
+            else _to_px(table, section, block_um, um_per_px, spatial_key)
+        )  # fmt: skip
+        buffer = (
+            {name: reach_px(table, name, xy, n_rings)[1] for name, xy in points.items()} if buffer_um is None
+            else _to_px(table, section, buffer_um, um_per_px, spatial_key)
+        )  # fmt: skip
+        groups = np.empty(table.n_obs, dtype=object)
+        for name, xy in points.items():
+            groups[section == name] = [f"{name}:{block}" for block in cut_blocks(xy, side[name])]
     else:
-        groups, blocks_px = _blocks(table, section, n_folds, block_um, um_per_px, spatial_key)
-        buffer = _buffer(table, section, buffer_um, um_per_px, spatial_key, n_rings)
+        groups = _whole_groups(table, by, section, donor_key)
     column = _deal(groups, classes, n_folds, by, rng(random_state))
 
     reason = find_leak(
         table, column, buffer, library_key=library_key, donor_key=donor_key, spatial_key=spatial_key,
-        n_rings=n_rings, um_per_px=um_per_px,
+        n_rings=n_rings,
     )  # fmt: skip
     if reason and not allow_leakage:
         msg = f"This split leaks: {reason} Pass `allow_leakage=True` to insist; scores will then be too good."
@@ -162,7 +174,7 @@ def split(
         "n_rings": n_rings, "um_per_px": um_per_px, "allow_leakage": allow_leakage,
     }  # fmt: skip
     record(table, key_added, "pp.split", params, random_state=random_state, buffer_px=buffer or None,
-           block_px=blocks_px or None, leakage=reason, **report)  # fmt: skip
+           block_px=side or None, leakage=reason, **report)  # fmt: skip
     return out if copy else None
 
 
@@ -177,7 +189,14 @@ def _classes(table: AnnData, labels_key: str | None) -> pd.Series:
     return require_labels(table, labels_key, min_classes=1)
 
 
-def _donors(table: AnnData, donor_key: str) -> np.ndarray:
+def _whole_groups(table: AnnData, by: str, section: np.ndarray, donor_key: str) -> np.ndarray:
+    """The donor, the section or the own number of every row."""
+    if by == "spots":
+        return np.arange(table.n_obs).astype(str)
+    if by == "library_id":
+        if donor_key not in table.obs and len(set(section)) > 1:
+            warn(f"`adata.obs[{donor_key!r}]` is missing: serial sections of one donor would go unnoticed.")
+        return section
     if donor_key not in table.obs:
         msg = (
             f"`donor_key={donor_key!r}` is not in `adata.obs`; available: {listing(table.obs.columns)}. Name "
@@ -197,48 +216,24 @@ def _points(table: AnnData, section: np.ndarray, spatial_key: str) -> dict[str, 
         table.obsm, spatial_key, where="adata.obsm", argument="spatial_key", run="hw.io.read_visium(...)"
     )
     xy = coordinates(table, spatial_key)
-    if not np.isfinite(xy).all():
-        msg = f"`adata.obsm[{spatial_key!r}]` has NaN or infinite coordinates; remove those rows first."
-        raise ValueError(msg)
+    require_finite(xy)
     return {str(name): xy[section == name] for name in dict.fromkeys(section)}
 
 
 def _to_px(
-    um: float, argument: str, table: AnnData, name: str, xy: np.ndarray, um_per_px: float | None
-) -> float:
-    require_number(um, argument=argument, at_least=0)
-    scale = um_per_px or um_per_pixel(table, name, xy)
-    if scale is None:
-        msg = f"Section {name!r}: `{argument}` is in um, but um per pixel is unknown. Pass `um_per_px=`."
-        raise ValueError(msg)
-    return um / scale
-
-
-def _blocks(
-    table: AnnData, section: np.ndarray, n_folds: int | None, block_um: float | None,
-    um_per_px: float | None, spatial_key: str,
-) -> tuple[np.ndarray, dict[str, float]]:  # fmt: skip
-    """Block of every row as ``"section:number"``, and the side of a block in pixels per section."""
-    points = _points(table, section, spatial_key)
-    if block_um is None:
-        side = default_sides(points, n_folds or 5)
-    else:
-        require_number(block_um, argument="block_um", above=0)
-        side = {name: _to_px(block_um, "block_um", table, name, xy, um_per_px) for name, xy in points.items()}
-    groups = np.empty(len(section), dtype=object)
-    for name, xy in points.items():
-        groups[section == name] = [f"{name}:{block}" for block in cut_blocks(xy, side[name])]
-    return groups, side
-
-
-def _buffer(
-    table: AnnData, section: np.ndarray, buffer_um: float | None, um_per_px: float | None, spatial_key: str,
-    n_rings: int,
-) -> dict[str, float]:  # fmt: skip
-    points = _points(table, section, spatial_key)
-    if buffer_um is None:
-        return {name: reach_px(table, name, xy, n_rings, um_per_px)[1] for name, xy in points.items()}
-    return {name: _to_px(buffer_um, "buffer_um", table, name, xy, um_per_px) for name, xy in points.items()}
+    table: AnnData,
+    section: np.ndarray,
+    um: float,
+    um_per_px: float | Mapping[str, float] | None,
+    spatial_key: str,
+) -> dict[str, float]:
+    """A length in um as full-resolution pixels of each section."""
+    return {
+        str(name): um / um_per_pixel(
+            table, name, np.flatnonzero(section == name), um_per_px=um_per_px, spatial_key=spatial_key
+        ).um_per_px
+        for name in dict.fromkeys(section)
+    }  # fmt: skip
 
 
 def _deal(

@@ -72,8 +72,8 @@ def stain_normalize(
     -------
     ``None``, or the changed object if ``copy=True``. Writes to the table:
 
-    - ``obsm[key_added]``: the normalised crops, uint8. Background (mean optical density below 0.15) keeps its
-      colour with ``"reinhard"`` and ``"section"``; with ``"macenko"`` white stays white.
+    - ``obsm[key_added]``: the normalised crops, uint8; rows without an image are copied. Background (mean
+      optical density below 0.15) keeps its colour with ``"reinhard"`` and ``"section"``; with ``"macenko"`` white stays white.
     - ``uns["histoweave"][key_added]``: the record of the crops with an entry ``"stain"``: arguments, the
       reference and what was fitted on each section, as arrays.
 
@@ -104,7 +104,7 @@ def stain_normalize(
     require_key(table.obsm, crops_key, where="adata.obsm", argument="crops_key", run="hw.pp.crops(...)")
     crops = table.obsm[crops_key]
     _require_rgb8(crops, crops_key)
-    libraries = sections(table, library_key)
+    libraries = _with_crops(table, crops_key, library_key)
     _require_reference(reference, method, libraries)
     seeds = child_seeds(random_state, len(libraries))
     fitted = {
@@ -124,7 +124,7 @@ def stain_normalize(
         target = fitted[reference]
 
     origin = reference if isinstance(reference, str) else "pooled" if reference is None else "stored"
-    code = np.empty(table.n_obs, dtype=np.int64)
+    code = np.full(table.n_obs, -1)
     for i, rows in enumerate(libraries.values()):
         code[rows] = i
     result = _apply(crops, code, list(fitted.values()), target)
@@ -136,8 +136,22 @@ def stain_normalize(
     }  # fmt: skip
     base = recorded(table, crops_key) or {"function": "pp.stain_normalize", "params": {}}
     table.obsm[name] = result
+    if f"{crops_key}_available" in table.obs:
+        table.obs[f"{name}_available"] = table.obs[f"{crops_key}_available"]
     record(table, name, **{**base, "stain": plain(stain)})
     return out if copy else None
+
+
+def _with_crops(table: AnnData, crops_key: str, library_key: str) -> dict[str, np.ndarray]:
+    """Rows of each section that have a crop; sections without an image are left as they are."""
+    libraries = sections(table, library_key)
+    if f"{crops_key}_available" in table.obs:
+        available = table.obs[f"{crops_key}_available"].to_numpy(dtype=bool)
+        libraries = {name: rows[available[rows]] for name, rows in libraries.items() if available[rows].any()}
+    if not libraries:
+        msg = f"`adata.obs['{crops_key}_available']` says that no row has a crop: no section has an image."
+        raise ValueError(msg)
+    return libraries
 
 
 def _require_rgb8(crops: Any, crops_key: str) -> None:
@@ -183,9 +197,9 @@ def _apply(
 def _apply_block(
     crops: np.ndarray, codes: np.ndarray, *, fitted: list[dict[str, Any]], target: Mapping[str, Any]
 ) -> np.ndarray:
-    result = np.empty_like(crops)
+    result = crops.copy()
     codes = codes.ravel()
-    for code in np.unique(codes):
+    for code in np.unique(codes[codes >= 0]):
         rows = codes == code
         result[rows] = apply_stain(crops[rows], fitted[code], target)
     return result
