@@ -179,8 +179,21 @@ def test_scale_bar_has_its_length(table):
     assert text.get_text() == "100 µm"
     assert np.ptp(bar.get_xdata()) == pytest.approx(100 * 55 / 65)  # 65 um are 55 pixels
     assert not hw.pl.regions(table, color="region", scale_bar=False).texts
-    del table.uns["spatial"]["s1"]["scalefactors"]["microns_per_pixel"]
+    table.uns["spatial"]["s1"]["scalefactors"] = {"tissue_hires_scalef": 0.5}
     assert not hw.pl.regions(table, color="region").texts
+
+
+def test_scale_bar_from_the_pitch_of_the_array(table):
+    del table.uns["spatial"]["s1"]["scalefactors"]["microns_per_pixel"]
+    table.uns["spatial"]["s1"]["metadata"] = {
+        "platform": "st",
+        "array_pitch_um": 200.0,
+        "array_grid": "square",
+    }
+    table.obs["array_col"], table.obs["array_row"] = (table.obsm["spatial"] / 100).astype(int).T
+    ax = hw.pl.regions(table, color="region")
+    assert ax.texts[0].get_text() == "200 µm"
+    assert np.ptp(ax.lines[0].get_xdata()) == pytest.approx(100)
 
 
 def test_given_axes_are_used(table):

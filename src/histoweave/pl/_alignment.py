@@ -89,7 +89,7 @@ def alignment(
         low, high = low.clip(max=(left, top)), high.clip(min=(right, bottom))
     _draw.draw_spots(ax, xy, diameter, "none", edgecolors=colors, linewidths=0.9)
     _draw.frame(ax, (*low, *high))
-    _draw.scale_bar(ax, _draw.section_entry(table, library_id, "scalefactors").get("microns_per_pixel"))
+    _draw.scale_bar(ax, _draw.pixel_size(table, library_id, rows[library_id]))
     ax.set_title(library_id, fontsize=11)
     _write_findings(ax, recorded(table, "alignment").get("findings"), library_id)
     return ax

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from histoweave import _keys
+from histoweave._calibration import um_per_pixel
 from histoweave._resolve import has_image, section_image
 from histoweave._validate import _label_name, listing, require_key, require_number, warn
 
@@ -140,6 +141,14 @@ def section_entry(table: AnnData, library_id: str, name: str) -> Mapping[str, An
     return table.uns.get("spatial", {}).get(library_id, {}).get(name, {})
 
 
+def pixel_size(table: AnnData, library_id: str, rows: np.ndarray) -> float | None:
+    """Return the um of a full-resolution pixel, None where it is not known."""
+    try:
+        return um_per_pixel(table, library_id, rows).um_per_px
+    except ValueError:
+        return None
+
+
 def draw_spots(
     ax: Axes, xy: np.ndarray, diameter: float, colors: Any, *, square: bool = False, **kwargs: Any
 ) -> PolyCollection:
@@ -219,8 +228,8 @@ def frame(ax: Axes, box: Sequence[float]) -> None:
 
 
 def scale_bar(ax: Axes, microns_per_unit: float | None) -> None:
-    """Add a bar of a round length in the lower left corner; nothing when the scale is not recorded."""
-    if microns_per_unit is None or not np.isfinite(microns_per_unit) or microns_per_unit <= 0:
+    """Add a bar of a round length in the lower left corner; nothing when the scale is not known."""
+    if microns_per_unit is None:
         return
     from matplotlib.patheffects import withStroke
 

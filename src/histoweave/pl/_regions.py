@@ -71,7 +71,7 @@ def regions(
         ``{class name: colour}``; by default ``uns[f"{labels_key}_colors"]`` as Scanpy writes it, else a
         colour-blind-safe palette.
     legend, scale_bar
-        Draw them. The scale bar needs ``scalefactors["microns_per_pixel"]``.
+        Draw them. The scale bar needs a known pixel size (recorded, or from the pitch of the array).
     library_key
         Column of ``obs`` with the section names.
     table_key
@@ -115,8 +115,7 @@ def regions(
             pictures[key].draw(panel, place, alpha)
             _draw.frame(panel, place.box if crop or below is None else below.extent)
         if scale_bar:
-            factors = _draw.section_entry(table, place.name, "scalefactors")
-            _draw.scale_bar(line[0], factors.get("microns_per_pixel"))
+            _draw.scale_bar(line[0], _draw.pixel_size(table, place.name, place.rows))
         if len(rows) > 1:
             line[0].set_ylabel(place.name)
     for panel, key in zip(axes[0], columns, strict=True):
