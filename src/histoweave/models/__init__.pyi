@@ -1,4 +1,4 @@
-from .fusion import FusionClassifier
-from .gene_autoencoder import GenePCA
-from .image_encoder import ImageEncoder
-from .region_classifier import RegionClassifier
+from .fusion import FusionClassifier as FusionClassifier
+from .gene_autoencoder import GenePCA as GenePCA
+from .image_encoder import ImageEncoder as ImageEncoder
+from .region_classifier import RegionClassifier as RegionClassifier
