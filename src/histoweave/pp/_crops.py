@@ -99,8 +99,8 @@ def crops(
     Raises
     ------
     ValueError
-        Coordinates are missing values, more than 5 % of a section's spots lie outside its image, the size of
-        a pixel is not known, or ``out_px=None`` gives sections of different sizes.
+        Coordinates are missing values, more than 5 % of a section's spots in tissue lie outside its image,
+        the size of a pixel is not known, or ``out_px=None`` gives sections of different sizes.
     KeyError
         No section has an image, or none of the name ``image``.
 
@@ -198,8 +198,9 @@ def _section(
     picture = section_image(data, name, image=image, table_key=table_key)
     centres = picture.to_pixels(xy[rows])
     height, width = picture.array.shape[:2]
-    outside = int(((centres < 0) | (centres >= (width, height))).any(axis=1).sum())
-    if outside > OUTSIDE_SHARE * len(rows):
+    off = ((centres < 0) | (centres >= (width, height))).any(axis=1)
+    outside, in_tissue = int(off.sum()), _in_tissue(table, rows)
+    if off[in_tissue].sum() > OUTSIDE_SHARE * in_tissue.sum():
         low, high = centres.min(axis=0), centres.max(axis=0)
         msg = (
             f"Section {name!r}: {outside} of {len(rows)} spots lie outside its image {picture.name!r} "
@@ -212,6 +213,14 @@ def _section(
         )
         raise ValueError(msg)
     return _Section(name, rows, centres, picture, outside=outside)
+
+
+def _in_tissue(table: AnnData, rows: np.ndarray) -> np.ndarray:
+    """Return which spots should lie on the image: arrays may reach beyond it where there is no tissue."""
+    if _keys.IN_TISSUE not in table.obs:
+        return np.ones(len(rows), bool)
+    inside = table.obs[_keys.IN_TISSUE].to_numpy()[rows].astype(float) == 1
+    return inside if inside.any() else np.ones(len(rows), bool)
 
 
 def _report(found: list[_Section], n_obs: int) -> None:

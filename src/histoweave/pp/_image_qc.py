@@ -120,7 +120,7 @@ def _thresholds(data: AnnData | SpatialData, names: list[str], table_key: str) -
     found = {}
     for name in names:
         if has_image(data, name, table_key=table_key):
-            found[name] = tissue_threshold(thumbnail(coarse_image(data, name, table_key=table_key))[0])
+            found[name] = tissue_threshold(thumbnail(coarse_image(data, name, table_key=table_key)))
     unknown = [name for name in names if found.get(name) is None]
     if unknown:
         warn(

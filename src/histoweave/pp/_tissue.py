@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 THUMBNAIL_PX = 600
 BLACK = 8  #: below this in every channel a pixel was masked out: no stain is as dark
 FALLBACK_OD = 0.1
+GAP_PX = 3.0  #: pixels of a thumbnail over which the mask of a section is smoothed
 LEAST_CONTRAST = 0.03  #: between the mean optical densities of tissue and slide; less is noise
 
 
@@ -27,21 +28,33 @@ def optical_density(pixels: np.ndarray) -> np.ndarray:
 _DENSITY = -np.log10((np.arange(256, dtype=np.float32) + 1) / 256)
 
 
-def thumbnail(picture: SectionImage) -> tuple[np.ndarray, float]:
-    """Return a small version of an image and how many pixels of the image one of its pixels spans."""
+def thumbnail(picture: SectionImage) -> np.ndarray:
+    """Return a small version of an image, in memory."""
     from PIL import Image
 
     step = max(1, max(picture.array.shape[:2]) // THUMBNAIL_PX)
     if isinstance(picture.array, np.ndarray):
-        return np.asarray(Image.fromarray(picture.array).reduce(step)), float(step)
-    return np.asarray(picture.array[step // 2 :: step, step // 2 :: step]), float(step)
+        return np.asarray(Image.fromarray(picture.array).reduce(step))
+    return np.asarray(picture.array[step // 2 :: step, step // 2 :: step])
 
 
 def tissue_threshold(small: np.ndarray) -> float | None:
     """Return the optical density that divides tissue from slide (Otsu), None without two kinds."""
+    return _threshold(optical_density(small))
+
+
+def tissue_mask(small: np.ndarray) -> np.ndarray | None:
+    """Return where a thumbnail shows tissue, gaps within it included, None where it shows no two kinds."""
+    from scipy.ndimage import gaussian_filter
+
+    density = gaussian_filter(optical_density(small), GAP_PX)
+    threshold = _threshold(density)
+    return None if threshold is None else density > threshold
+
+
+def _threshold(density: np.ndarray) -> float | None:
     from skimage.filters import threshold_otsu
 
-    density = optical_density(small)
     if density.min() == density.max():
         return None
     threshold = float(threshold_otsu(density))
