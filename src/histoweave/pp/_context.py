@@ -108,8 +108,9 @@ def spatial_context(
     Examples
     --------
     >>> import histoweave as hw
-    >>> adata = hw.datasets.simulate()
-    >>> hw.pp.spatial_context(adata, keys="X_gene", n_rings=2)  # doctest: +SKIP
+    >>> adata = hw.datasets.simulate_section()
+    >>> encoder = hw.tl.gene_encoder(adata, method="pca")
+    >>> hw.pp.spatial_context(adata, keys="X_gene", n_rings=2)
     """
     out, table = working_copy(data, table_key, copy=copy)
     keys, names = _names(table, keys, key_added)

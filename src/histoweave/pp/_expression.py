@@ -106,8 +106,8 @@ def expression(
     Examples
     --------
     >>> import histoweave as hw
-    >>> adata = hw.datasets.simulate()
-    >>> hw.pp.expression(adata, n_top_genes=200)  # doctest: +SKIP
+    >>> adata = hw.datasets.simulate_section()
+    >>> hw.pp.expression(adata, n_top_genes=200)
     """
     if n_top_genes is not None:
         require_number(n_top_genes, argument="n_top_genes", at_least=1, integer=True)

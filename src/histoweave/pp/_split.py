@@ -124,8 +124,8 @@ def split(
     Examples
     --------
     >>> import histoweave as hw
-    >>> adata = hw.datasets.simulate()
-    >>> hw.pp.split(adata, by="blocks", n_folds=3)  # doctest: +SKIP
+    >>> adata = hw.datasets.simulate_section()
+    >>> hw.pp.split(adata, by="blocks", n_folds=3)
     """
     require_choice(by, ("donor", "library_id", "blocks", "spots"), argument="by")
     if n_folds is not None:

@@ -73,7 +73,8 @@ def stain_normalize(
     ``None``, or the changed object if ``copy=True``. Writes to the table:
 
     - ``obsm[key_added]``: the normalised crops, uint8; rows without an image are copied. Background (mean
-      optical density below 0.15) keeps its colour with ``"reinhard"`` and ``"section"``; with ``"macenko"`` white stays white.
+      optical density below 0.15) keeps its colour with ``"reinhard"`` and ``"section"``; with
+      ``"macenko"`` white stays white.
     - ``uns["histoweave"][key_added]``: the record of the crops with an entry ``"stain"``: arguments, the
       reference and what was fitted on each section, as arrays.
 
@@ -94,9 +95,9 @@ def stain_normalize(
     Examples
     --------
     >>> import histoweave as hw
-    >>> adata = hw.datasets.simulate()
-    >>> hw.pp.crops(adata, size_um=110, out_px=64)  # doctest: +SKIP
-    >>> hw.pp.stain_normalize(adata, method="reinhard")  # doctest: +SKIP
+    >>> adata = hw.datasets.simulate_sections(2)
+    >>> hw.pp.crops(adata, size_um=110, out_px=64)
+    >>> hw.pp.stain_normalize(adata, method="reinhard")
     """
     require_choice(method, METHODS, argument="method")
     require_number(n_crops, argument="n_crops", at_least=1, integer=True)
