@@ -172,6 +172,18 @@ def test_without_image_only_spots_y_down(table):
     assert not hw.pl.regions(table, color="region").images
 
 
+def test_image_file_that_was_moved_away_is_stated(table):
+    entry = table.uns["spatial"]["s1"]
+    entry["metadata"]["source_image_path"] = "/nowhere/section.tif"
+    assert hw.pl.regions(table, color="region").images  # the small picture is still there
+    entry["images"] = {}
+    with pytest.warns(HistoweaveWarning, match=r"section\.tif"):
+        ax = hw.pl.regions(table, color="region")
+    assert not ax.images
+    with pytest.raises(FileNotFoundError):
+        hw.pl.regions(table, color="region", image="full")
+
+
 def test_scale_bar_has_its_length(table):
     ax = hw.pl.regions(table, color="region")
     (text,) = ax.texts

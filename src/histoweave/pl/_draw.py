@@ -11,7 +11,7 @@ import pandas as pd
 
 from histoweave import _keys
 from histoweave._calibration import um_per_pixel
-from histoweave._resolve import has_image, section_image
+from histoweave._resolve import SectionImage, has_image, section_image
 from histoweave._validate import _label_name, listing, require_key, require_number, warn
 
 if TYPE_CHECKING:
@@ -186,16 +186,9 @@ def thumbnail(
 
     ``box`` is ``(left, top, right, bottom)`` in full-resolution pixels, None for the whole image.
     """
-    if image is False or (image is True and not has_image(data, library_id, table_key=table_key)):
+    shown = None if image is False else _small_image(data, library_id, image, table_key)
+    if shown is None:
         return None
-    try:
-        shown = section_image(
-            data, library_id, image="hires" if image is True else image, table_key=table_key
-        )
-    except KeyError:
-        if image is not True:
-            raise
-        shown = section_image(data, library_id, table_key=table_key)
     height, width = shown.array.shape[:2]
     corners = np.array([[0, 0], [width, height]]) if box is None else shown.to_pixels(np.reshape(box, (2, 2)))
     low = np.clip(np.floor(corners[0]), 0, [width, height]).astype(int)
@@ -205,6 +198,24 @@ def thumbnail(
     pixels = _reduced(shown.array[low[1] : high[1], low[0] : high[0]], MAX_IMAGE_PX)
     (left, top), (right, bottom) = (np.array([low, high]) - shown.offset) / shown.scale
     return Thumbnail(pixels, (left, top, right, bottom))
+
+
+def _small_image(
+    data: AnnData | SpatialData, library_id: str, image: bool | str, table_key: str
+) -> SectionImage | None:
+    """Return the named image, or with ``True`` the one that is quick to read: the reduced hires one."""
+    if image is not True:
+        return section_image(data, library_id, image=image, table_key=table_key)
+    if not has_image(data, library_id, table_key=table_key):
+        return None
+    for name in ("hires", None, "lowres"):  # None: the finest
+        try:
+            return section_image(data, library_id, image=name, table_key=table_key)
+        except KeyError:
+            continue
+        except FileNotFoundError as error:  # a table that was moved away from its image file
+            warn(f"Section {library_id!r} is drawn without its full-resolution image. {error}")
+    return None
 
 
 def _reduced(pixels: Any, largest: int) -> np.ndarray:
