@@ -2,13 +2,35 @@ import dask.array as da
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
+from skimage.color import deltaE_ciede2000, rgb2lab
 
 from histoweave.pl import _draw
 
+# What is left of linear RGB without one kind of cone (Machado, Oliveira & Fernandes 2009, severity 1)
+VISIONS = {
+    "normal": np.eye(3),
+    "no red cones": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+                     [-0.003882, -0.048116, 1.051998]],
+    "no green cones": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+                       [-0.011820, 0.042940, 0.968881]],
+    "no blue cones": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602],
+                      [0.004733, 0.691367, 0.303900]],
+}  # fmt: skip
 
-def test_palette_is_distinct():
-    assert len(set(_draw.PALETTE)) == 12
-    assert len(set(_draw._palette(30, taken=()))) >= 30
+
+@pytest.mark.parametrize("vision", VISIONS)
+def test_palette_stays_apart(vision):
+    colors = np.array([to_rgb(color) for color in (*_draw.PALETTE, _draw.MISSING)])
+    linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ np.transpose(VISIONS[vision]), 0, 1)
+    lab = rgb2lab(np.where(seen <= 0.0031308, 12.92 * seen, 1.055 * seen ** (1 / 2.4) - 0.055)[None])[0]
+    apart = deltaE_ciede2000(lab[:, None], lab[None])
+    assert apart[np.triu_indices(13, 1)].min() > 10
+
+
+def test_more_classes_than_the_palette_still_differ():
+    assert len(set(_draw._palette(30, taken=()))) == 30
 
 
 def test_numbers_as_labels_are_classes_once_predicted(table):

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from matplotlib.collections import PolyCollection
     from spatialdata import SpatialData
 
-# Okabe & Ito (2008), reordered so that the first few stand out on pink tissue, then dark and light tones
-# of Paul Tol's "muted" scheme: twelve colours that stay apart under the common colour-vision deficiencies.
+# Okabe & Ito (2008), reordered so that the first few stand out on pink tissue, then five chosen to stay apart
+# from them, from each other and from MISSING: 10 or more CIEDE2000 units also with no red, green or blue cones.
 PALETTE = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#F0E442",
-    "#CC79A7", "#332288", "#882255", "#44AA99", "#999933", "#000000",
+    "#CC79A7", "#000000", "#803300", "#B3E6B3", "#4D664D", "#3B0066",
 )  # fmt: skip
 MISSING = "#B8B8B8"
 MAX_IMAGE_PX = 1500
