@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 # Okabe & Ito (2008), reordered so that the first few stand out on pink tissue, then five chosen to stay apart
-# from them, from each other and from MISSING: 10 or more CIEDE2000 units also with no red, green or blue cones.
+# from them, each other and MISSING: 10 or more CIEDE2000 units, also without red, green or blue cones
 PALETTE = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#F0E442",
     "#CC79A7", "#000000", "#803300", "#B3E6B3", "#4D664D", "#3B0066",
