@@ -13,7 +13,7 @@ from histoweave._record import plain, record, recorded, versions
 from histoweave._resolve import sections, working_copy
 from histoweave._settings import track
 from histoweave._validate import listing, require_choice, require_key, require_number, warn
-from histoweave.pp._stain_methods import METHODS, apply_stain, fit_stain, mean_reference, tissue_pixels
+from histoweave.pp._stain_methods import METHODS, apply_stain, fit_stain, mean_reference, sample_pixels
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -72,9 +72,8 @@ def stain_normalize(
     -------
     ``None``, or the changed object if ``copy=True``. Writes to the table:
 
-    - ``obsm[key_added]``: the normalised crops, uint8; rows without an image are copied. Background (mean
-      optical density below 0.15) keeps its colour with ``"reinhard"`` and ``"section"``; with
-      ``"macenko"`` white stays white.
+    - ``obsm[key_added]``: the normalised crops, uint8; rows without an image are copied. Glass takes
+      the colour of the reference's glass.
     - ``uns["histoweave"][key_added]``: the record of the crops with an entry ``"stain"``: arguments, the
       reference and what was fitted on each section, as arrays.
 
@@ -110,7 +109,7 @@ def stain_normalize(
     seeds = child_seeds(random_state, len(libraries))
     fitted = {
         name: fit_stain(
-            tissue_pixels(crops, rows, n_crops=n_crops, random_state=seed), method, name=f"section {name!r}"
+            sample_pixels(crops, rows, n_crops=n_crops, random_state=seed), method, name=f"section {name!r}"
         )
         for (name, rows), seed in zip(track(libraries.items(), "stain", unit="section"), seeds, strict=True)
     }

@@ -21,49 +21,71 @@ CACHED = (
     2**14
 )  # pixels converted at a time: larger pieces leave the processor's cache and take 20 times longer
 
-# optical density of every 8-bit value against white, and tissue as the matching sum over channels
-OD = -np.log((np.arange(256) + 1) / 256).astype(np.float32)
+WHITE_PERCENTILE, DARKEST_WHITE = 99.5, 200
 
 # Reinhard et al. 2001: RGB -> LMS, and log LMS -> decorrelated l, alpha, beta
 LMS = np.array([[0.3811, 0.5783, 0.0402], [0.1967, 0.7244, 0.0782], [0.0241, 0.1288, 0.8444]])
 LAB = np.diag([3**-0.5, 6**-0.5, 2**-0.5]) @ np.array([[1, 1, 1], [1, 1, -2], [1, -1, 0]])
 
 
-def is_tissue(pixels: np.ndarray) -> np.ndarray:
-    """Tell which 8-bit pixels ``(..., 3)`` are stained: mean optical density above 0.15."""
-    return OD[pixels].sum(axis=-1) > 3 * TISSUE_OD
+def optical_density(pixels: np.ndarray, white_point: np.ndarray) -> np.ndarray:
+    """Return ``log((white + 1) / (value + 1))`` of 8-bit pixels ``(..., 3)``, by table."""
+    white = np.asarray(white_point, dtype=np.float64)
+    table = np.log((white[:, None] + 1) / (np.arange(256) + 1)).astype(np.float32)
+    return table[np.arange(3), pixels]
 
 
-def tissue_pixels(
+def is_tissue(density: np.ndarray) -> np.ndarray:
+    """Tell which pixels are stained: mean optical density ``(..., 3)`` above 0.15."""
+    return density.sum(axis=-1) > 3 * TISSUE_OD
+
+
+def estimate_white(pixels: np.ndarray) -> np.ndarray:
+    """Return the colour of empty glass ``(3,)``: the 99.5th percentile of each channel, at least 200.
+
+    Glass is often tinted, and a tint taken for stain bends the fitted stain vectors by tens of degrees. The
+    bound keeps pale tissue from passing for glass where crops show none.
+    """
+    return np.maximum(np.percentile(pixels, WHITE_PERCENTILE, axis=0), DARKEST_WHITE)
+
+
+def sample_pixels(
     crops: np.ndarray | da.Array, rows: np.ndarray, *, n_crops: int = 200, random_state: SeedLike = 0
 ) -> np.ndarray:
-    """Return the stained pixels ``(n, 3)`` of a random sample of crops, at most 200,000 of them."""
+    """Return pixels ``(n, 3)`` of a random sample of crops, at most 200,000 of them."""
     generator = rng(random_state)
-    sample = np.sort(generator.choice(rows, min(n_crops, len(rows)), replace=False))
-    pixels = np.asarray(crops[sample]).reshape(-1, 3)
-    pixels = pixels[is_tissue(pixels)]
+    chosen = np.sort(generator.choice(rows, min(n_crops, len(rows)), replace=False))
+    pixels = np.asarray(crops[chosen]).reshape(-1, 3)
     if len(pixels) > MAX_PIXELS:
         pixels = pixels[np.sort(generator.choice(len(pixels), MAX_PIXELS, replace=False))]
     return pixels
 
 
-def fit_stain(pixels: np.ndarray, method: str, *, name: str = "the image") -> dict[str, Any]:
-    """Return what describes the stain of tissue pixels.
+def fit_stain(
+    pixels: np.ndarray, method: str, *, name: str = "the image", white_point: np.ndarray | None = None
+) -> dict[str, Any]:
+    """Return what describes the stain of an image.
 
     Parameters
     ----------
     pixels
-        Tissue pixels ``(n, 3)``, uint8.
+        Pixels ``(n, 3)``, uint8, tissue and glass.
     method
         ``"macenko"``, ``"reinhard"`` or ``"section"``.
     name
         What the pixels are of, for errors.
+    white_point
+        Colour of empty glass ``(3,)``; estimated from the pixels by default.
 
     Returns
     -------
-    ``method`` and, by method, ``stain_matrix`` ``(3, 3)`` and ``max_concentrations`` ``(2,)``, or ``mu`` and
-    ``sigma`` ``(3,)``.
+    ``method``, ``white_point`` ``(3,)`` and, by method, ``stain_matrix`` ``(3, 3)`` and ``max_concentrations``
+    ``(2,)``, or ``mu`` and ``sigma`` ``(3,)``.
     """
+    white = estimate_white(pixels) if white_point is None else np.asarray(white_point, dtype=np.float64)
+    density = optical_density(pixels, white)
+    tissue = is_tissue(density)
+    pixels, density = pixels[tissue], density[tissue].astype(np.float64)
     if len(pixels) < MIN_PIXELS:
         msg = (
             f"{name[0].upper()}{name[1:]} shows too little tissue for a stain fit: {len(pixels)} pixels "
@@ -71,10 +93,10 @@ def fit_stain(pixels: np.ndarray, method: str, *, name: str = "the image") -> di
         )
         raise ValueError(msg)
     if method == "section":
-        density = OD[pixels].astype(np.float64)
-        return {"method": method, "mu": density.mean(axis=0), "sigma": np.maximum(density.std(axis=0), 1e-6)}
+        fitted = {"mu": density.mean(axis=0), "sigma": np.maximum(density.std(axis=0), 1e-6)}
+        return {"method": method, "white_point": white} | fitted
     try:
-        found = _fit_squidpy(pixels, method)
+        found = _fit_squidpy(pixels, method, white)
     except (RuntimeError, ValueError) as error:  # squidpy's StainFittingError is a RuntimeError
         msg = (
             f"{name[0].upper()}{name[1:]}: no {method} stain could be fitted ({error}). Is it H&E, with both "
@@ -82,7 +104,7 @@ def fit_stain(pixels: np.ndarray, method: str, *, name: str = "the image") -> di
         )
         raise ValueError(msg) from error
     names = ("stain_matrix", "max_concentrations") if method == "macenko" else ("mu", "sigma")
-    return {"method": method} | {key: np.asarray(getattr(found, key)) for key in names}
+    return {"method": method, "white_point": white} | {key: np.asarray(getattr(found, key)) for key in names}
 
 
 def mean_reference(fitted: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -107,41 +129,46 @@ def apply_stain(pixels: np.ndarray, source: Mapping[str, Any], target: Mapping[s
 
 
 def _converter(source: Mapping[str, Any], target: Mapping[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
+    """The function that maps pixels ``(n, 3)``; glass goes to the target's glass."""
+    white, new_white = np.asarray(source["white_point"]), np.asarray(target["white_point"])
+    brightness = (new_white + 1).astype(np.float32)
     if source["method"] == "macenko":
         strength = np.append(np.divide(target["max_concentrations"], source["max_concentrations"]), 1.0)
         matrix = (
             np.asarray(target["stain_matrix"]) @ np.diag(strength) @ np.linalg.inv(source["stain_matrix"])
         )
         matrix = matrix.T.astype(np.float32)
-        return lambda flat: _from_density(OD[flat] @ matrix)
+        return lambda pixels: _round(brightness * np.exp(-optical_density(pixels, white) @ matrix) - 1)
+
     ratio = np.divide(target["sigma"], source["sigma"])
     shift = target["mu"] - ratio * source["mu"]
-    change = _scale_density if source["method"] == "section" else _scale_lab
-    return lambda flat: np.where(is_tissue(flat)[:, None], change(flat, ratio, shift), flat)
+    scale_lab = _reinhard_map(ratio, shift)
+
+    def convert(pixels: np.ndarray) -> np.ndarray:
+        density = optical_density(pixels, white)
+        if source["method"] == "section":
+            mapped = brightness * np.exp(-(density * ratio.astype(np.float32) + shift.astype(np.float32))) - 1
+        else:
+            mapped = scale_lab(pixels)
+        return _round(np.where(is_tissue(density)[:, None], mapped, brightness * np.exp(-density) - 1))
+
+    return convert
 
 
-def _scale_density(flat: np.ndarray, ratio: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    return _from_density(OD[flat] * ratio.astype(np.float32) + shift.astype(np.float32))
-
-
-def _scale_lab(flat: np.ndarray, ratio: np.ndarray, shift: np.ndarray) -> np.ndarray:
+def _reinhard_map(ratio: np.ndarray, shift: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """Scale and shift in l-alpha-beta; both changes of basis folded into one affine map of log LMS."""
     back = np.linalg.inv(LAB)
-    matrix, offset = back @ np.diag(ratio) @ LAB, back @ shift
-    log = np.log(flat @ LMS.T.astype(np.float32) + np.float32(1))
-    lms = np.exp(log @ matrix.T.astype(np.float32) + offset.astype(np.float32)) - np.float32(1)
-    return _round(lms @ np.linalg.inv(LMS).T.astype(np.float32))
-
-
-def _from_density(density: np.ndarray) -> np.ndarray:
-    return _round(np.float32(256) * np.exp(-density) - np.float32(1))
+    matrix = (back @ np.diag(ratio) @ LAB).T.astype(np.float32)
+    offset = (back @ shift).astype(np.float32)
+    to_lms, to_rgb = LMS.T.astype(np.float32), np.linalg.inv(LMS).T.astype(np.float32)
+    return lambda pixels: (np.exp(np.log(pixels @ to_lms + np.float32(1)) @ matrix + offset) - 1) @ to_rgb
 
 
 def _round(values: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(values, 0, 255)).astype(np.uint8)
 
 
-def _fit_squidpy(pixels: np.ndarray, method: str) -> Any:
+def _fit_squidpy(pixels: np.ndarray, method: str, white_point: np.ndarray) -> Any:
     """Fit by squidpy's public function, which wants an image: the pixels laid out as one, all tissue."""
     from spatialdata import SpatialData
     from spatialdata.models import Image2DModel, Labels2DModel
@@ -152,4 +179,6 @@ def _fit_squidpy(pixels: np.ndarray, method: str) -> Any:
     image = Image2DModel.parse(np.ascontiguousarray(mosaic.transpose(2, 0, 1)), dims=("c", "y", "x"))
     tissue = Labels2DModel.parse(np.ones((height, MOSAIC_WIDTH), dtype=np.int16), dims=("y", "x"))
     sdata = SpatialData(images={"mosaic": image}, labels={"mosaic_tissue": tissue})
-    return fit_stain_reference(sdata, "mosaic", method=method, tissue_mask_key="mosaic_tissue")
+    return fit_stain_reference(
+        sdata, "mosaic", method=method, white_point=white_point, tissue_mask_key="mosaic_tissue"
+    )
