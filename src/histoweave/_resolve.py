@@ -89,6 +89,17 @@ def working_copy(
     return out, out.tables[table_key]
 
 
+def replace_table(
+    data: AnnData | SpatialData, table: AnnData, table_key: str = _keys.TABLE
+) -> AnnData | SpatialData:
+    """Return an object with another table and the images of ``data``, for work that must not touch ``data``."""
+    if isinstance(data, AnnData):
+        return table
+    from spatialdata import SpatialData
+
+    return SpatialData(images=dict(data.images), tables={table_key: table})
+
+
 def section_column(table: AnnData, library_key: str = _keys.LIBRARY) -> np.ndarray:
     """Return the section name of every row, shape ``(n_obs,)``.
 

@@ -1,0 +1,68 @@
+"""Probabilistic principal components that also project rows of which some features are missing."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import numpy as np
+
+from histoweave._validate import warn
+from histoweave.models._base import Arrays
+
+MAX_FIT_ROWS = 50_000  # components of a sample this large have settled; more rows only cost memory
+
+
+class LinearMap:
+    """Posterior mean of the latent position under probabilistic PCA (Tipping & Bishop, 1999, JRSS B 61).
+
+    With features missing, the position is estimated from those that are there, instead of taking the
+    missing ones to be at their mean.
+    """
+
+    def __init__(self, mean: np.ndarray, components: np.ndarray, variance: np.ndarray, noise: float) -> None:
+        self.mean, self.components, self.variance, self.noise = mean, components, variance, float(noise)
+
+    @classmethod
+    def principal(cls, X: np.ndarray, n_components: int, random_state: int) -> Self:
+        """Learn ``n_components`` (fewer where rows or features are fewer) from the rows that are not NaN."""
+        from sklearn.decomposition import PCA
+
+        X = X[~np.isnan(X).any(axis=1)]
+        if len(X) > MAX_FIT_ROWS:
+            X = X[np.sort(np.random.default_rng(random_state).choice(len(X), MAX_FIT_ROWS, replace=False))]
+        most = min(X.shape) - 1
+        if most < 1:
+            msg = f"Principal components need at least 2 rows and 2 features, got {X.shape}."
+            raise ValueError(msg)
+        if n_components > most:
+            warn(
+                f"`n_components={n_components}` is more than {X.shape[0]} rows and {X.shape[1]} features allow; "
+                f"{most} are used."
+            )
+        pca = PCA(min(n_components, most), svd_solver="auto", random_state=random_state).fit(X)
+        # components that explain nothing have no direction: a floor keeps their scores at 0, not at noise
+        return cls(
+            pca.mean_,
+            pca.components_,
+            np.maximum(pca.explained_variance_, 1e-8),
+            max(pca.noise_variance_, 1e-8),
+        )
+
+    def apply(self, X: np.ndarray, present: np.ndarray | None = None) -> np.ndarray:
+        """Project ``(n, d)`` to ``(n, n_components)`` float32, from the features in the mask ``present`` ``(d,)``."""
+        present = np.ones(len(self.mean), dtype=bool) if present is None else present
+        W = self.components[:, present]
+        # noise relative to what each component explains beyond it, as in the posterior of the latent position
+        ridge = self.noise / np.maximum(self.variance - self.noise, 1e-3 * self.noise)
+        solve = np.linalg.solve(W @ W.T + np.diag(ridge), W)
+        return ((X[:, present] - self.mean[present]) @ solve.T).astype(np.float32)
+
+    def arrays(self) -> Arrays:
+        """Return the arrays that `from_arrays` takes."""
+        noise = np.array([self.noise])
+        return {"mean": self.mean, "components": self.components, "variance": self.variance, "noise": noise}
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> Self:
+        """Rebuild from `arrays`."""
+        return cls(arrays["mean"], arrays["components"], arrays["variance"], arrays["noise"][0])

@@ -1,0 +1,177 @@
+"""From whatever a section comes with to the light table a chain of models works on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+
+from histoweave import _keys
+from histoweave._calibration import array_pitch_um, um_per_pixel
+from histoweave._record import recorded
+from histoweave._resolve import get_table, has_image, replace_table, section_column, sections
+from histoweave._validate import listing, require_labels, warn
+from histoweave.models.gene_autoencoder._pca import raw_counts
+from histoweave.pp._blocks import cut_blocks
+from histoweave.pp._crops import crops
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+#: Sides of the two default crops in array pitches: the spot with its margin, and its surroundings.
+PITCHES = {_keys.CROPS: 1.1, _keys.CROPS_CONTEXT: 3.0}
+LAZY_FROM = 20_000  # rows; below this both scales of crops fit in a laptop's memory
+BLOCKS_PER_SECTION = 16
+
+
+def light_table(
+    data: AnnData | SpatialData,
+    *,
+    crop_um: Mapping[str, float] | None,
+    out_px: int,
+    image: bool,
+    genes: bool,
+    layer: str | None,
+    library_key: str,
+    spatial_key: str,
+    table_key: str,
+) -> tuple[AnnData, dict[str, float | None]]:
+    """Return a table with counts in ``X``, crops in ``obsm`` and what neighbourhoods need; ``data`` is not changed.
+
+    Crops that are there already are used when their recorded size is the wanted one; others are cut.
+    Also returned: the size of every kind of crop in um (``None`` where unknown), empty without images.
+    """
+    table = get_table(data, table_key)
+    counts = raw_counts(table, layer) if genes and table.n_vars and _has_matrix(table, layer) else None
+    if counts is not None and counts.nnz == 0:
+        counts = None
+    obs = table.obs.copy(deep=False)
+    obs[_keys.LIBRARY] = section_column(table, library_key)
+    shape = (table.n_obs, table.n_vars) if counts is not None else (table.n_obs, 0)
+    light = AnnData(
+        counts if counts is not None else sp.csr_matrix(shape, dtype=np.float32),
+        obs=obs,
+        var=table.var[[]].copy() if counts is not None else None,
+    )
+    if spatial_key in table.obsm:
+        light.obsm[_keys.SPATIAL] = np.asarray(table.obsm[spatial_key], dtype=float)
+    light.uns = {k: table.uns[k] for k in ("spatial", "spatialdata_attrs") if k in table.uns}
+    if not image:
+        return light, {}
+    sizes = dict(crop_um) if crop_um else _default_sizes(table, light)
+    return light, _add_crops(data, table, light, sizes, out_px, table_key)
+
+
+def _has_matrix(table: AnnData, layer: str | None) -> bool:
+    return table.X is not None or layer is not None or _keys.COUNTS in table.layers
+
+
+def _default_sizes(table: AnnData, light: AnnData) -> dict[str, float | None]:
+    """Sizes of the crops that are there, else multiples of the array's pitch."""
+    there = {key: recorded_um(table, key) for key in PITCHES if key in table.obsm}
+    if there or _keys.SPATIAL not in light.obsm:
+        return there
+    pitches = []
+    for name, rows in sections(light).items():
+        pitch = array_pitch_um(light, name, rows)
+        if pitch is None and has_image(table, name):  # no array: the typical distance between observations
+            xy = light.obsm[_keys.SPATIAL][rows]
+            pitch = um_per_pixel(light, name, rows).um_per_px * _typical_distance(xy)
+        if pitch:
+            pitches.append(pitch)
+    pitch = float(np.median(pitches)) if pitches else 100.0
+    return {key: factor * pitch for key, factor in PITCHES.items()}
+
+
+def _typical_distance(xy: np.ndarray) -> float:
+    from scipy.spatial import cKDTree
+
+    return float(np.median(cKDTree(xy).query(xy, k=2)[0][:, 1]))
+
+
+def recorded_um(table: AnnData, key: str) -> float | None:
+    """Return the size of recorded crops in um, ``None`` where unknown."""
+    sizes = recorded(table, key).get("size_um", {})
+    return float(np.mean([float(v) for v in sizes.values()])) if sizes else None
+
+
+def _add_crops(
+    data: Any, table: AnnData, light: AnnData, sizes: Mapping[str, float | None], out_px: int, table_key: str
+) -> dict[str, float | None]:
+    missing = {}
+    for key, size in sizes.items():
+        found = recorded_um(table, key)
+        if key in table.obsm and (size is None or found is None or abs(found / size - 1) < 0.02):
+            light.obsm[key] = table.obsm[key]
+            if f"{key}_available" in table.obs:
+                light.obs[f"{key}_available"] = table.obs[f"{key}_available"]
+        else:
+            missing[key] = size
+    pictured = any(has_image(data, name, table_key=table_key) for name in sections(light))
+    if missing and (not pictured or _keys.SPATIAL not in light.obsm):
+        if len(missing) < len(sizes):
+            msg = (
+                f"Crops {listing(missing)} are missing and there is no image to cut them from. Run `hw.pp.crops(...)`."
+            )
+            raise KeyError(msg)
+        return {}
+    if missing and None in missing.values():
+        msg = (
+            f"The size of the crops {listing(missing)} the model was fitted on is not recorded, so they cannot be cut "
+            "here. Pass a table with these crops in `adata.obsm`."
+        )
+        raise KeyError(msg)
+    if missing:
+        crops(
+            replace_table(data, light, table_key),
+            size_um=missing,
+            out_px=out_px,
+            lazy=table.n_obs > LAZY_FROM,
+            table_key=table_key,
+        )
+    return dict(sizes)
+
+
+def masked_labels(table: AnnData, labels_key: str) -> pd.Series:
+    """Return the labels, checked for training, with a warning for classes of very few spots."""
+    labels = require_labels(table, labels_key)
+    sizes = labels.value_counts()
+    rare = sizes[sizes < 5]
+    if len(rare):
+        warn(
+            "Regions with fewer than 5 labelled spots are learned badly and cannot be checked: "
+            + ", ".join(f"{name!r} ({n})" for name, n in rare.items())
+            + ". Label more of them."
+        )
+    return labels
+
+
+def inner_groups(spots: pd.DataFrame, xy: np.ndarray | None, labelled: np.ndarray) -> tuple[np.ndarray, str]:
+    """Return the groups that inner folds keep together, and their kind.
+
+    Donors, else sections, where three or more are labelled: what a new patient's section will be like. With
+    fewer, blocks of tissue within the sections. Rows without coordinates (unrelated images) are independent.
+
+    Parameters
+    ----------
+    spots
+        Columns ``library_id`` and, where known, ``donor``.
+    xy
+        Coordinates ``(n, 2)``.
+    labelled
+        Mask of the labelled rows.
+    """
+    for kind, key in (("donor", _keys.DONOR), ("section", _keys.LIBRARY)):
+        if key in spots and spots[key].notna().all() and spots.loc[labelled, key].nunique() >= 3:
+            return spots[key].astype(str).to_numpy(), kind
+    if xy is None:
+        return np.arange(len(spots)).astype(str), "row"
+    groups = np.empty(len(spots), dtype=object)
+    for name, rows in spots.reset_index(drop=True).groupby(_keys.LIBRARY, observed=True).indices.items():
+        side = np.sqrt(max(np.prod(np.ptp(xy[rows], axis=0)), 1e-9) / BLOCKS_PER_SECTION)
+        groups[rows] = [f"{name}/{block}" for block in cut_blocks(xy[rows], side)]
+    return groups, "block"

@@ -1,0 +1,142 @@
+"""Classifiers on one block of features, saved as plain arrays so that loading one executes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from histoweave.models._base import Arrays
+
+
+class LinearHead:
+    """Class-balanced multinomial logistic regression on standardised features.
+
+    Parameters
+    ----------
+    C
+        Inverse regularisation strength, as in scikit-learn.
+    """
+
+    kind = "linear"
+
+    def __init__(self, C: float = 0.03) -> None:
+        self.C = C
+
+    def fit(self, X: np.ndarray, y: np.ndarray, n_classes: int, seed: int) -> LinearHead:
+        """Fit on features ``(n, d)`` and class numbers ``(n,)``."""
+        from sklearn.linear_model import LogisticRegression
+
+        X = X.astype(np.float64)  # what is saved, so that a loaded head gives the same numbers to the last bit
+        self.mean, sd = X.mean(axis=0), X.std(axis=0)
+        self.sd = np.where(sd > 1e-6, sd, 1.0)
+        model = LogisticRegression(C=self.C, class_weight="balanced", max_iter=1000, random_state=seed)
+        model.fit((X - self.mean) / self.sd, y)
+        # two classes give one row of coefficients: the log-odds of the second
+        coef, intercept = model.coef_, model.intercept_
+        if len(model.classes_) == 2:
+            coef, intercept = np.concatenate([-coef, coef]) / 2, np.concatenate([-intercept, intercept]) / 2
+        self.coef = np.zeros((n_classes, X.shape[1]))
+        self.intercept = np.full(n_classes, -np.inf)
+        self.coef[model.classes_], self.intercept[model.classes_] = coef, intercept
+        return self
+
+    def predict_proba(self, X: np.ndarray) -> np.ndarray:
+        """Return probabilities ``(n, n_classes)``; a class without training rows has probability 0."""
+        logits = ((X - self.mean) / self.sd) @ self.coef.T + self.intercept
+        logits -= logits.max(axis=1, keepdims=True)
+        p = np.exp(logits)
+        return p / p.sum(axis=1, keepdims=True)
+
+    def state(self) -> tuple[dict[str, Any], Arrays]:
+        """Return ``(config, arrays)``."""
+        names = ("mean", "sd", "coef", "intercept")
+        return {"kind": self.kind, "C": self.C}, {n: np.asarray(getattr(self, n), dtype=np.float64) for n in names}
+
+    @classmethod
+    def from_state(cls, config: dict[str, Any], arrays: Arrays) -> LinearHead:
+        """Rebuild from `state`."""
+        head = cls(C=config["C"])
+        head.mean, head.sd, head.coef, head.intercept = (arrays[n] for n in ("mean", "sd", "coef", "intercept"))
+        return head
+
+
+class ForestHead:
+    """Class-balanced extremely randomised trees (Geurts et al., 2006), stored as flat node arrays.
+
+    Parameters
+    ----------
+    n_trees
+        Number of trees.
+    min_leaf
+        Fewest training rows in a leaf.
+    """
+
+    kind = "forest"
+
+    def __init__(self, n_trees: int = 200, min_leaf: int = 2) -> None:
+        self.n_trees, self.min_leaf = n_trees, min_leaf
+
+    def fit(self, X: np.ndarray, y: np.ndarray, n_classes: int, seed: int) -> ForestHead:
+        """Fit on features ``(n, d)`` and class numbers ``(n,)``."""
+        from sklearn.ensemble import ExtraTreesClassifier
+
+        # one thread: joblib's start-up outweighs trees this small, and results never depend on core counts
+        forest = ExtraTreesClassifier(
+            self.n_trees,
+            min_samples_leaf=self.min_leaf,
+            class_weight="balanced_subsample",
+            random_state=seed,
+            n_jobs=1,
+        ).fit(X, y)
+        trees = [e.tree_ for e in forest.estimators_]
+        start = np.cumsum([0, *(t.node_count for t in trees)])
+        self.roots = start[:-1].astype(np.int32)
+        self.feature = np.concatenate([t.feature for t in trees]).astype(np.int32)
+        self.threshold = np.concatenate([t.threshold for t in trees])
+        children = [np.stack([t.children_left, t.children_right], axis=1) for t in trees]
+        self.children = np.concatenate([np.where(c >= 0, c + s, -1) for c, s in zip(children, start, strict=False)])
+        self.children = self.children.astype(np.int32)
+        leaf = np.concatenate([t.value[:, 0] for t in trees])
+        self.value = np.zeros((len(leaf), n_classes), dtype=np.float32)
+        self.value[:, forest.classes_] = leaf / leaf.sum(axis=1, keepdims=True)
+        self.depth = max(t.max_depth for t in trees)
+        return self
+
+    def predict_proba(self, X: np.ndarray) -> np.ndarray:
+        """Return probabilities ``(n, n_classes)``: the mean over trees of the leaf's class shares."""
+        X = X.astype(np.float32)  # what scikit-learn compares thresholds with
+        total = np.zeros((len(X), self.value.shape[1]))
+        rows = np.arange(len(X))
+        for root in self.roots:
+            node = np.full(len(X), root)
+            for _ in range(self.depth):
+                right = X[rows, np.maximum(self.feature[node], 0)] > self.threshold[node]
+                step = self.children[node, right.astype(np.int8)]
+                if (step < 0).all():
+                    break
+                node = np.where(step < 0, node, step)
+            total += self.value[node]
+        return total / len(self.roots)
+
+    def state(self) -> tuple[dict[str, Any], Arrays]:
+        """Return ``(config, arrays)``."""
+        config = {
+            "kind": self.kind,
+            "n_trees": self.n_trees,
+            "min_leaf": self.min_leaf,
+            "depth": int(self.depth),
+        }
+        return config, {n: getattr(self, n) for n in ("roots", "feature", "threshold", "children", "value")}
+
+    @classmethod
+    def from_state(cls, config: dict[str, Any], arrays: Arrays) -> ForestHead:
+        """Rebuild from `state`."""
+        head = cls(config["n_trees"], config["min_leaf"])
+        head.depth = config["depth"]
+        for name in ("roots", "feature", "threshold", "children", "value"):
+            setattr(head, name, arrays[name])
+        return head
+
+
+HEADS = {head.kind: head for head in (LinearHead, ForestHead)}

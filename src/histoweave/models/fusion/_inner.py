@@ -1,0 +1,66 @@
+"""Predictions out of fold inside the training rows: the only evidence a pool, a threshold or a choice may use."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
+
+from histoweave.models.fusion._heads import ForestHead, LinearHead
+
+Head = LinearHead | ForestHead
+#: Regularisation strengths a linear head is chosen from, by log loss out of fold.
+LINEAR_C = (0.003, 0.03, 0.3)
+
+
+def inner_folds(y: np.ndarray, groups: np.ndarray, n_folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return ``(train, test)`` row numbers that never split a group and keep classes balanced where they can."""
+    n_folds = min(n_folds, len(np.unique(groups)))
+    if n_folds < 2:
+        return []
+    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():  # a class smaller than the number of folds is expected here and dealt with below
+        warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
+        folds = list(splitter.split(np.zeros(len(y)), y, groups))
+    return [(train, test) for train, test in folds if len(test) and len(np.unique(y[train])) > 1]
+
+
+def candidates(kinds: tuple[str, ...]) -> Iterator[tuple[str, list[Head]]]:
+    """Yield ``(kind, settings to choose from)``."""
+    for kind in kinds:
+        yield kind, [LinearHead(c) for c in LINEAR_C] if kind == "linear" else [ForestHead()]
+
+
+def fit_head(
+    kind_settings: list[Head],
+    X: np.ndarray,
+    y: np.ndarray,
+    n_classes: int,
+    folds: list[tuple[np.ndarray, np.ndarray]],
+    seed: int,
+) -> tuple[Head, np.ndarray]:
+    """Choose a setting on the inner folds, refit it on all rows, return ``(head, probabilities out of fold)``.
+
+    Probabilities are NaN for rows that no inner fold tests, or whose class its training part lacks.
+    """
+    best, best_loss, best_p = kind_settings[0], np.inf, np.full((len(y), n_classes), np.nan)
+    for head in kind_settings if folds else []:
+        p = np.full((len(y), n_classes), np.nan)
+        for train, test in folds:
+            known = test[np.isin(y[test], y[train])]
+            if len(known):
+                p[known] = head.fit(X[train], y[train], n_classes, seed).predict_proba(X[known])
+        loss = _balanced_log_loss(p, y)
+        if loss < best_loss:
+            best, best_loss, best_p = head, loss, p
+    return best.fit(X, y, n_classes, seed), best_p
+
+
+def _balanced_log_loss(p: np.ndarray, y: np.ndarray) -> float:
+    rows = np.flatnonzero(~np.isnan(p[:, 0]))
+    if not len(rows):
+        return np.inf
+    weight = 1.0 / np.bincount(y[rows], minlength=p.shape[1])[y[rows]]
+    return float(-(weight * np.log(np.clip(p[rows, y[rows]], 1e-6, None))).sum() / weight.sum())

@@ -1,0 +1,355 @@
+"""The fusion classifier a user holds: arrays per modality in, calibrated class probabilities out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+from threadpoolctl import threadpool_limits
+
+from histoweave._random import child_seeds
+from histoweave._validate import listing, require_choice, require_matrix, require_number, warn
+from histoweave.metrics import classification
+from histoweave.models._base import Arrays, Model, prefixed, require_fitted, subset
+from histoweave.models.fusion._heads import HEADS
+from histoweave.models.fusion._inner import candidates, fit_head, inner_folds
+from histoweave.models.fusion._pool import LogPool
+
+METHODS = ("stack", "concat")
+Subset = tuple[str, ...]
+
+
+class FusionClassifier(Model):
+    """Classify rows from one or several blocks of features, each of which may be missing.
+
+    For every subset of the modalities one calibrated combination is fitted, so that a row is classified from
+    what it has: image only, genes only, or both.
+
+    Parameters
+    ----------
+    method
+        ``"stack"``: heads on each modality alone, combined by a pool fitted on predictions out of fold; robust
+        to a useless modality. ``"concat"``: heads on the modalities side by side; can use interactions.
+    heads
+        Kinds of heads, ``"linear"`` (class-balanced logistic regression) and ``"forest"`` (extremely
+        randomised trees); several are pooled.
+    coverage
+        Share of rows that should get an answer; on the rest, the least confident, the classifier abstains.
+        The threshold is the matching quantile of confidence out of fold.
+    n_inner
+        Inner folds that choose regularisation, pool and threshold. Groups are never split.
+    random_state
+        Seed.
+
+    Attributes
+    ----------
+    classes
+        Class names in the order of the probability columns.
+    modalities
+        Names of the blocks it was fitted on.
+    thresholds
+        Confidence below which it abstains, per subset of modalities.
+    history
+        Scores out of fold per subset of modalities: accuracy, macro-F1, log loss, ... (a DataFrame).
+
+    Notes
+    -----
+    Heads are class-balanced; the pool's biases restore the class shares of the labelled rows, so probabilities
+    refer to a section with that composition.
+
+    Examples
+    --------
+    >>> import numpy as np, histoweave as hw
+    >>> rng = np.random.default_rng(0)
+    >>> y = np.repeat(["a", "b"], 50)
+    >>> X = rng.normal(size=(100, 5)) + (y == "b")[:, None]
+    >>> clf = hw.models.FusionClassifier().fit({"image": X}, y)
+    >>> clf.predict_proba({"image": X}).shape
+    (100, 2)
+    """
+
+    def __init__(
+        self,
+        method: str = "stack",
+        *,
+        heads: Sequence[str] = ("linear", "forest"),
+        coverage: float = 0.9,
+        n_inner: int = 5,
+        random_state: int = 0,
+    ) -> None:
+        require_choice(method, METHODS, argument="method")
+        for head in heads:
+            require_choice(head, tuple(HEADS), argument="heads")
+        require_number(coverage, argument="coverage", above=0, at_most=1)
+        require_number(n_inner, argument="n_inner", at_least=2, integer=True)
+        self.method, self.heads, self.coverage = method, tuple(heads), float(coverage)
+        self.n_inner, self.random_state = int(n_inner), int(random_state)
+        self.classes: list[str] | None = None
+
+    def fit(
+        self,
+        features: Mapping[str, np.ndarray],
+        labels: Sequence[str | None],
+        *,
+        groups: Sequence[Any] | None = None,
+    ) -> Self:
+        """Fit on labelled rows.
+
+        Parameters
+        ----------
+        features
+            Modality name to array ``(n, d)``; a row of NaN has no such modality.
+        labels
+            Class names ``(n,)``; missing (``None`` or NaN) for unlabelled rows, which are left out.
+        groups
+            Donor, section or block of every row ``(n,)``: inner folds never split one. Without it, rows are
+            taken to be independent.
+
+        Returns
+        -------
+        The fitted classifier.
+
+        Raises
+        ------
+        ValueError
+            Fewer than two classes, no features, or features that are partly NaN.
+        """
+        labels = pd.Series(np.asarray(labels, dtype=object))
+        n = len(labels)
+        features = {str(k): require_matrix(v, n, name=f"features[{k!r}]") for k, v in features.items()}
+        if not features:
+            msg = "`features` is empty: no modality to learn from."
+            raise ValueError(msg)
+        labelled = labels.notna().to_numpy()
+        names = sorted(labels[labelled].unique())
+        if len(names) < 2:
+            msg = f"At least 2 classes need labelled rows, found {listing(names)}."
+            raise ValueError(msg)
+        codes = pd.Categorical(labels, categories=names).codes.astype(int)
+        groups = np.arange(n) if groups is None else pd.factorize(np.asarray(groups))[0]
+        self.classes, self.modalities = [str(v) for v in names], sorted(features)
+        with threadpool_limits(1):  # fits this small only lose by threads, badly so on a busy machine
+            self._fit_members(features, codes, groups, labelled)
+            self._fit_pools(features, codes)
+        return self
+
+    def _blocks(self) -> list[Subset]:
+        """Return the feature blocks that heads are fitted on: each modality, or each combination of them."""
+        size = 1 if self.method == "stack" else len(self.modalities)
+        return [c for r in range(1, size + 1) for c in combinations(self.modalities, r)]
+
+    def _members_of(self, chosen: Subset) -> list[str]:
+        """Return the heads that a subset of modalities pools."""
+        own = [(m,) for m in chosen] if self.method == "stack" else [chosen]
+        return [f"{'+'.join(block)}:{kind}" for block in own for kind in self.heads]
+
+    def _fit_members(
+        self, features: Mapping[str, np.ndarray], codes: np.ndarray, groups: np.ndarray, labelled: np.ndarray
+    ) -> None:
+        k = len(self.classes)
+        self._members, self._oof = {}, {}
+        fold_seed, *seeds = child_seeds(self.random_state, 1 + len(self._blocks()) * len(self.heads))
+        rows_all = np.flatnonzero(labelled)
+        folds = inner_folds(codes[rows_all], groups[rows_all], self.n_inner, fold_seed)
+        fold_of = np.full(len(codes), -1)
+        for i, (_, test) in enumerate(folds):
+            fold_of[rows_all[test]] = i
+        for block in self._blocks():
+            X = np.concatenate([features[m] for m in block], axis=1)
+            rows = np.flatnonzero(labelled & ~np.isnan(X).any(axis=1))
+            if len(np.unique(codes[rows])) < 2:
+                continue  # too few labelled rows have this modality: no head, and the others carry on
+            local = [
+                (np.flatnonzero(fold_of[rows] != i), np.flatnonzero(fold_of[rows] == i)) for i in range(len(folds))
+            ]
+            local = [(a, b) for a, b in local if len(b) and len(np.unique(codes[rows][a])) > 1]
+            for kind, settings in candidates(self.heads):
+                head, p = fit_head(settings, X[rows], codes[rows], k, local, seeds.pop())
+                name = f"{'+'.join(block)}:{kind}"
+                self._members[name] = head
+                self._oof[name] = np.full((len(codes), k), np.nan)
+                self._oof[name][rows] = p
+
+    def _fit_pools(self, features: Mapping[str, np.ndarray], codes: np.ndarray) -> None:
+        """Fit the combination, the threshold and the scores of every subset of modalities."""
+        self._pools, self.thresholds, scores = {}, {}, []
+        for r in range(1, len(self.modalities) + 1):
+            for chosen in combinations(self.modalities, r):
+                members = self._members_of(chosen)
+                if not all(m in self._members for m in members):
+                    continue
+                p = np.stack([self._oof[m] for m in members])
+                rows = np.flatnonzero(~np.isnan(p).any(axis=(0, 2)))
+                name = "+".join(chosen)
+                if len(rows) < 5 * len(members) or len(np.unique(codes[rows])) < 2:
+                    self._pools[chosen], self.thresholds[name] = (
+                        LogPool.equal(len(members), len(self.classes)),
+                        0.0,
+                    )
+                    warn(
+                        f"Too few labelled rows to hold any out ({len(rows)}): probabilities from {name} are not "
+                        "calibrated and the classifier never abstains. Label more spots, in several places."
+                    )
+                    continue
+                pool = LogPool().fit(p[:, rows], codes[rows])
+                pooled = pool.combine(p[:, rows])
+                self._pools[chosen] = pool
+                self.thresholds[name] = float(np.quantile(pooled.max(axis=1), 1 - self.coverage))
+                classes = np.asarray(self.classes, dtype=object)
+                truth, guess = classes[codes[rows]], classes[pooled.argmax(axis=1)]
+                numbers = classification(truth, guess, pooled, classes=self.classes)
+                scores.append({"modalities": name} | {k: v for k, v in numbers.items() if isinstance(v, int | float)})
+        self.history = pd.DataFrame(scores)
+        del self._oof
+        if not self._pools:
+            msg = "No modality has labelled rows of two classes. Check that crops or counts exist for labelled spots."
+            raise ValueError(msg)
+
+    def predict_proba(
+        self, features: Mapping[str, np.ndarray], *, modalities: Sequence[str] | None = None
+    ) -> np.ndarray:
+        """Return calibrated probabilities ``(n, n_classes)``.
+
+        Each row is classified from the modalities it has; rows without any are NaN.
+
+        Parameters
+        ----------
+        features
+            Modality name to array ``(n, d)``; missing modalities are left out, missing rows are NaN.
+        modalities
+            Use only these, even where others are there.
+        """
+        return self._predict(features, modalities)[0]
+
+    def _predict(
+        self, features: Mapping[str, np.ndarray], modalities: Sequence[str] | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return probabilities and each row's abstention threshold, both NaN for rows without any modality."""
+        require_fitted(self, "classes")
+        wanted = [m for m in self.modalities if m in (modalities or self.modalities) and m in features]
+        fitted = {m for chosen in self._pools for m in chosen}
+        wanted = [m for m in wanted if m in fitted]
+        if not wanted:
+            msg = f"None of the modalities {listing(modalities or features)} was fitted; fitted: {listing(sorted(fitted))}."
+            raise ValueError(msg)
+        n = len(next(iter(features.values())))
+        blocks = {m: require_matrix(features[m], n, name=f"features[{m!r}]") for m in wanted}
+        present = np.stack([~np.isnan(blocks[m]).any(axis=1) for m in wanted], axis=1)
+        out = np.full((n, len(self.classes)), np.nan)
+        threshold = np.full(n, np.nan)
+        for pattern in np.unique(present, axis=0):
+            chosen = tuple(m for m, here in zip(wanted, pattern, strict=True) if here)
+            if chosen not in self._pools:
+                continue
+            rows = np.flatnonzero((present == pattern).all(axis=1))
+            out[rows] = self._pools[chosen].combine(self._member_probabilities(chosen, blocks, rows))
+            threshold[rows] = self.thresholds["+".join(chosen)]
+        return out, threshold
+
+    def _member_probabilities(self, chosen: Subset, blocks: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
+        stack = []
+        for name in self._members_of(chosen):
+            block = name.split(":")[0].split("+")
+            stack.append(self._members[name].predict_proba(np.concatenate([blocks[m][rows] for m in block], axis=1)))
+        return np.stack(stack)
+
+    def predict(self, features: Mapping[str, np.ndarray], *, modalities: Sequence[str] | None = None) -> pd.DataFrame:
+        """Return the class of every row, how sure, and whether to abstain.
+
+        Parameters
+        ----------
+        features, modalities
+            As for :meth:`predict_proba`.
+
+        Returns
+        -------
+        A DataFrame with ``predicted`` (``None`` without any modality), ``confidence`` (the largest
+        probability) and ``abstain`` (confidence below the threshold, or no modality).
+        """
+        p, threshold = self._predict(features, modalities)
+        known = ~np.isnan(p[:, 0])
+        predicted = np.full(len(p), None, dtype=object)
+        predicted[known] = np.asarray(self.classes, dtype=object)[p[known].argmax(axis=1)]
+        confidence = np.full(len(p), np.nan)
+        confidence[known] = p[known].max(axis=1)
+        return pd.DataFrame({"predicted": predicted, "confidence": confidence, "abstain": ~(confidence >= threshold)})
+
+    def modality_weights(self) -> pd.Series:
+        """Return how much the full combination trusts each modality: the sum of its heads' pool weights.
+
+        Only for ``method="stack"``, where heads belong to one modality.
+        """
+        require_fitted(self, "classes")
+        if self.method != "stack":
+            msg = "`modality_weights` needs `method='stack'`: the heads of 'concat' see all modalities at once."
+            raise ValueError(msg)
+        chosen = max(self._pools, key=len)
+        weights = zip(self._members_of(chosen), self._pools[chosen].weights, strict=True)
+        return pd.Series([(n.split(":")[0], w) for n, w in weights]).pipe(
+            lambda s: pd.DataFrame(s.tolist(), columns=["modality", "weight"]).groupby("modality")["weight"].sum()
+        )
+
+    def _state(self) -> tuple[dict[str, Any], Arrays]:
+        require_fitted(self, "classes")
+        names = (
+            "method",
+            "heads",
+            "coverage",
+            "n_inner",
+            "random_state",
+            "classes",
+            "modalities",
+            "thresholds",
+        )
+        config = {name: getattr(self, name) for name in names}
+        config["history"] = self.history.to_dict("records")
+        arrays: Arrays = {}
+        config["members"] = {}
+        for name, head in self._members.items():
+            config["members"][name], values = head.state()
+            arrays |= prefixed(f"member.{name}", values)
+        for chosen, pool in self._pools.items():
+            arrays |= prefixed(f"pool.{'+'.join(chosen)}", {"weights": pool.weights, "bias": pool.bias})
+        return config, arrays
+
+    @classmethod
+    def _from_state(cls, config: dict[str, Any], arrays: Arrays) -> Self:
+        model = cls(
+            config["method"],
+            heads=config["heads"],
+            coverage=config["coverage"],
+            n_inner=config["n_inner"],
+            random_state=config["random_state"],
+        )
+        model.classes, model.modalities = config["classes"], config["modalities"]
+        model.thresholds, model.history = config["thresholds"], pd.DataFrame(config["history"])
+        model._members = {
+            name: HEADS[c["kind"]].from_state(c, subset(f"member.{name}", arrays))
+            for name, c in config["members"].items()
+        }
+        model._pools = {}
+        for name in model.thresholds:
+            pool = LogPool()
+            values = subset(f"pool.{name}", arrays)
+            pool.weights, pool.bias = values["weights"], values["bias"]
+            model._pools[tuple(name.split("+"))] = pool
+        return model
+
+    def _card(self) -> list[str]:
+        lines = [
+            f"- classes: {', '.join(self.classes)}",
+            f"- modalities: {', '.join(self.modalities)}",
+            "",
+            "## Scores out of fold, inside the training rows",
+            "",
+        ]
+        if self.history.empty:
+            return [*lines, "Too few labels to hold any out."]
+        columns = ["modalities", "n", "accuracy", "balanced_accuracy", "macro_f1", "log_loss", "ece"]
+        columns = [c for c in columns if c in self.history]
+        rows = [[f"{v:.3f}" if isinstance(v, float) else str(v) for v in r] for r in self.history[columns].to_numpy()]
+        table = [columns, ["---"] * len(columns), *rows]
+        return [*lines, *("| " + " | ".join(row) + " |" for row in table)]

@@ -1,0 +1,5 @@
+"""Gene encoders: counts in, embeddings out."""
+
+from histoweave.models.gene_autoencoder._pca import GenePCA
+
+__all__ = ["GenePCA"]

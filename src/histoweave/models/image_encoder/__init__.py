@@ -1,0 +1,5 @@
+"""Image encoders: crops in, embeddings out."""
+
+from histoweave.models.image_encoder._model import ImageEncoder
+
+__all__ = ["ImageEncoder"]

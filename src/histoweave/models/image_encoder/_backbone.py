@@ -1,0 +1,95 @@
+"""Pretrained networks by their timm name, and the forward pass that turns crops into features."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from histoweave._validate import listing
+
+
+class Backbone(nn.Module):
+    """A timm network without its head, with the normalisation and input size it was trained with.
+
+    Parameters
+    ----------
+    name
+        A timm name (``"resnet18"``) or a hub name (``"hf-hub:MahmoodLab/UNI"``) the user has access to.
+    pretrained
+        Load the published weights, from timm's cache or the hub.
+    """
+
+    def __init__(self, name: str, *, pretrained: bool) -> None:
+        super().__init__()
+        self.network = _create(name, pretrained)
+        config = self.network.pretrained_cfg
+        self.size = config["input_size"][-1] if config.get("fixed_input_size") else None
+        self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("sd", torch.tensor(config["std"]).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, crops: torch.Tensor) -> torch.Tensor:
+        """Turn crops ``(n, height, width, 3)`` uint8 into features ``(n, d)``."""
+        x = crops.permute(0, 3, 1, 2).float() / 255
+        if self.size is not None and x.shape[-1] != self.size:
+            x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True)
+        x = ((x - self.mean) / self.sd).contiguous(memory_format=torch.channels_last)
+        return self.network(x)
+
+
+def load_backbone(name: str, weights: str | os.PathLike[str] | None) -> Backbone:
+    """Return a pretrained backbone: published weights, or those of a local safetensors file.
+
+    Raises
+    ------
+    ValueError
+        timm does not know the name, or the weights are another architecture's.
+    RuntimeError
+        The published weights cannot be reached.
+    """
+    if weights is None:
+        return Backbone(name, pretrained=True)
+    backbone = Backbone(name, pretrained=False)
+    path = Path(weights)
+    if not path.is_file():
+        msg = f"`weights={str(path)!r}` is not a file. Give a safetensors file of {name!r} weights."
+        raise FileNotFoundError(msg)
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        msg = (
+            f"`weights={str(path)!r}` is not a safetensors file ({error}). Convert it with "
+            "`safetensors.torch.save_file(state_dict, path)`; pickled weights are never loaded."
+        )
+        raise ValueError(msg) from error
+    own = backbone.network.state_dict()
+    state = {k: v for k, v in state.items() if k in own or not k.startswith(("fc.", "head.", "classifier."))}
+    wrong = [k for k in own if k not in state or state[k].shape != own[k].shape] + [k for k in state if k not in own]
+    if wrong:
+        msg = f"`weights={str(path)!r}` does not fit {name!r}: {len(wrong)} tensors differ ({listing(wrong, 3)})."
+        raise ValueError(msg)
+    backbone.network.load_state_dict(state)
+    return backbone
+
+
+def _create(name: str, pretrained: bool) -> Any:
+    import timm
+
+    if ":" not in name and not timm.is_model(name):
+        close = timm.list_models(f"*{name.split('_')[0].split('.')[0]}*")[:8]
+        msg = f"`backbone={name!r}` is not a timm model. Similar names: {listing(close)}; all: `timm.list_models()`."
+        raise ValueError(msg)
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0)
+    except (OSError, RuntimeError) as error:
+        msg = (
+            f"The weights of {name!r} cannot be loaded ({type(error).__name__}: {error}). With no network, or for a "
+            "gated model, download them elsewhere and pass `weights='file.safetensors'`."
+        )
+        raise RuntimeError(msg) from error

@@ -1,0 +1,386 @@
+"""The whole chain as one object: crops, encoders, neighbourhood, fusion, calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import pandas as pd
+
+from histoweave import _keys
+from histoweave._random import child_seeds
+from histoweave._resolve import get_table, sections
+from histoweave._validate import listing, require_choice, require_number, warn
+from histoweave.models._base import Arrays, Model, prefixed, require_fitted, subset
+from histoweave.models._prepare import inner_groups, light_table, masked_labels
+from histoweave.models.fusion import FusionClassifier
+from histoweave.models.gene_autoencoder import GenePCA
+from histoweave.models.image_encoder import ImageEncoder
+from histoweave.models.image_encoder._model import FEATURES
+from histoweave.pp._context import context_features
+from histoweave.pp._graph import ring_graphs
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+MODALITIES = ("image", "gene")
+
+
+class RegionClassifier(Model):
+    """Learn regions from a few labelled spots and map them on every spot, here and on new sections.
+
+    Crops are cut around the spots, image and counts are embedded and standardised within each section, the
+    neighbourhood's mean is put beside each spot's own embedding, and a fusion classifier is fitted on the
+    labelled spots. Prediction works with the image only, the genes only, or both, spot by spot.
+
+    Parameters
+    ----------
+    image
+        Image encoder, ``"statistics"`` or ``"pretrained"``, or ``None`` to leave the image out.
+    genes
+        Gene encoder, ``"pca"``, or ``None`` to leave the genes out.
+    fusion
+        ``"stack"`` or ``"concat"``, see :class:`FusionClassifier`.
+    crop_um
+        Sides of the crops in um by ``obsm`` key. Default: 1.1 and 3 array pitches as ``"crops"`` and
+        ``"crops_context"`` (for Visium 110 and 300 um), or the crops that the table has.
+    out_px
+        Side of a crop in pixels.
+    n_rings
+        Rings of neighbours whose mean embedding is added, 0 for none.
+    coverage
+        Share of spots that should get an answer; the classifier abstains on the least confident rest.
+    image_options, gene_options
+        More arguments for the encoders, e.g. ``image_options={"backbone": "resnet18"}``.
+    random_state
+        Seed.
+
+    Attributes
+    ----------
+    classes
+        Names of the regions.
+    sections_seen
+        Sections whose pixels or counts were seen in ``fit``, labelled or not.
+    history
+        Scores on inner folds per subset of modalities (a DataFrame).
+    inner_groups
+        What the inner folds keep together: ``"donor"``, ``"section"``, ``"block"`` or ``"row"``.
+
+    Examples
+    --------
+    >>> import histoweave as hw
+    >>> sections = hw.datasets.simulate_sections(4, n_rows=10, n_cols=10)
+    >>> new = sections.obs["library_id"] == "section_4"
+    >>> clf = hw.models.RegionClassifier().fit(sections[~new].copy())
+    >>> clf.predict(sections[new].copy()).columns.tolist()
+    ['predicted', 'confidence', 'abstain', 'modalities']
+    """
+
+    def __init__(
+        self,
+        *,
+        image: str | None = "statistics",
+        genes: str | None = "pca",
+        fusion: str = "stack",
+        crop_um: Mapping[str, float] | None = None,
+        out_px: int = 64,
+        n_rings: int = 2,
+        coverage: float = 0.9,
+        image_options: Mapping[str, Any] | None = None,
+        gene_options: Mapping[str, Any] | None = None,
+        random_state: int = 0,
+    ) -> None:
+        require_choice(image, ("statistics", "pretrained", None), argument="image")
+        require_choice(genes, ("pca", None), argument="genes")
+        if image is None and genes is None:
+            msg = "`image` and `genes` are both None: nothing to learn from."
+            raise ValueError(msg)
+        require_number(n_rings, argument="n_rings", at_least=0, integer=True)
+        self.image, self.genes, self.fusion = image, genes, fusion
+        self.crop_um = dict(crop_um) if crop_um else None
+        self.out_px, self.n_rings, self.coverage = int(out_px), int(n_rings), float(coverage)
+        self.image_options, self.gene_options = dict(image_options or {}), dict(gene_options or {})
+        self.random_state = int(random_state)
+        FusionClassifier(fusion, coverage=coverage)  # wrong arguments are told now, not after the embedding
+        self.classes: list[str] | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments it was made with: ``RegionClassifier(**clf.arguments)`` is an unfitted twin."""
+        names = (
+            "image",
+            "genes",
+            "fusion",
+            "crop_um",
+            "out_px",
+            "n_rings",
+            "coverage",
+            "image_options",
+            "gene_options",
+            "random_state",
+        )
+        return {name: getattr(self, name) for name in names}
+
+    def fit(
+        self,
+        data: AnnData | SpatialData,
+        *,
+        labels_key: str = _keys.REGION,
+        layer: str | None = None,
+        library_key: str = _keys.LIBRARY,
+        spatial_key: str = _keys.SPATIAL,
+        table_key: str = _keys.TABLE,
+    ) -> Self:
+        """Fit on one or several sections, of which some spots are labelled.
+
+        Unlabelled spots help the encoders and the neighbourhoods. ``data`` is not changed.
+
+        Parameters
+        ----------
+        data
+            AnnData or SpatialData object with images (or crops), raw counts, or both.
+        labels_key
+            Labels in ``obs``; missing for unlabelled spots.
+        layer
+            Layer of the raw counts. Default: ``layers["counts"]`` where it exists, else ``X``.
+        library_key
+            Column of ``obs`` that names the section.
+        spatial_key
+            ``obsm`` key of the full-resolution pixel coordinates.
+        table_key
+            Table of a SpatialData object.
+
+        Returns
+        -------
+        The fitted classifier.
+
+        Raises
+        ------
+        KeyError
+            There is no column of labels.
+        ValueError
+            No label, a single region, or neither image nor counts.
+        """
+        labels = masked_labels(get_table(data, table_key), labels_key)
+        keys = {
+            "layer": layer,
+            "library_key": library_key,
+            "spatial_key": spatial_key,
+            "table_key": table_key,
+        }
+        light, self._sizes = self._light(data, self.crop_um, **keys)
+        features = self._fit_encoders(light)
+        return self._fit_fusion(light, features, labels)
+
+    def _light(
+        self, data: AnnData | SpatialData, crop_um: Mapping[str, float] | None, **keys: Any
+    ) -> tuple[AnnData, dict]:
+        return light_table(
+            data,
+            crop_um=crop_um,
+            out_px=self.out_px,
+            image=self.image is not None,
+            genes=self.genes is not None,
+            **keys,
+        )
+
+    def _new_encoders(self, light: AnnData) -> dict[str, Any]:
+        """Return encoders, not fitted, for the modalities that the table has."""
+        image_seed, gene_seed = child_seeds(self.random_state, 2)
+        encoders: dict[str, Any] = {}
+        if self._sizes:
+            options = {"method": self.image, "crops_keys": tuple(self._sizes), "random_state": image_seed}
+            encoders["image"] = ImageEncoder(**options | self.image_options)
+        if light.n_vars:
+            encoders["gene"] = GenePCA(**{"random_state": gene_seed} | self.gene_options)
+        return encoders
+
+    def _fit_encoders(self, light: AnnData) -> dict[str, np.ndarray]:
+        """Fit the encoders and return the features of the table they were fitted on."""
+        self._encoders = self._new_encoders(light)
+        if not self._encoders:
+            msg = (
+                "The table has neither images or crops nor counts that this model may use. Read the section with "
+                "`hw.io.read_visium`, or see `image=` and `genes=`."
+            )
+            raise ValueError(msg)
+        self.sections_seen = list(sections(light))
+        return self._with_context(light, {name: e.fit_embed(light) for name, e in self._encoders.items()})
+
+    def _fit_fusion(self, light: AnnData, features: Mapping[str, np.ndarray], labels: pd.Series) -> Self:
+        """Fit the head on the labelled rows of already encoded sections."""
+        groups, self.inner_groups = inner_groups(light.obs, light.obsm.get(_keys.SPATIAL), labels.notna().to_numpy())
+        self._fusion = FusionClassifier(self.fusion, coverage=self.coverage, random_state=self.random_state)
+        self._fusion.fit(features, labels.to_numpy(), groups=groups)
+        self.classes, self.history = self._fusion.classes, self._fusion.history
+        return self
+
+    def _features(self, light: AnnData) -> dict[str, np.ndarray]:
+        """Embeddings with their neighbourhood, per modality that the table has; NaN rows lack it."""
+        found = {}
+        if "image" in self._encoders and self._has_crops(light):
+            found["image"] = self._encoders["image"].embed(light)
+        if "gene" in self._encoders and light.n_vars:
+            encoder = self._encoders["gene"]
+            share = encoder.overlap(light)
+            if share < encoder.min_share and "image" in found:
+                warn(f"The table has only {share:.0%} of the model's genes; its counts are left out.")
+            else:
+                found["gene"] = encoder.embed(light)
+        if not found:
+            msg = (
+                f"The section has nothing that this model was fitted on ({listing(self._encoders)}): it needs an "
+                "image or crops, or raw counts of genes with the same names."
+            )
+            raise ValueError(msg)
+        return self._with_context(light, found)
+
+    def _has_crops(self, light: AnnData) -> bool:
+        return FEATURES in light.obsm or all(key in light.obsm for key in self._sizes)
+
+    def _with_context(self, light: AnnData, found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Put the mean embedding of each ring of neighbours beside every spot's own."""
+        if not self.n_rings or _keys.SPATIAL not in light.obsm:
+            return found
+        rings = ring_graphs(light, n_rings=self.n_rings)
+        return {name: context_features(values, rings) for name, values in found.items()}
+
+    def _encode(self, data: AnnData | SpatialData, **keys: Any) -> tuple[AnnData, dict[str, np.ndarray]]:
+        require_fitted(self, "classes")
+        light, _ = self._light(data, self._sizes or None, **keys)
+        return light, self._features(light)
+
+    def predict_proba(
+        self,
+        data: AnnData | SpatialData,
+        *,
+        modalities: Sequence[str] | None = None,
+        layer: str | None = None,
+        library_key: str = _keys.LIBRARY,
+        spatial_key: str = _keys.SPATIAL,
+        table_key: str = _keys.TABLE,
+    ) -> pd.DataFrame:
+        """Return calibrated probabilities, one row a spot, one column a region; ``data`` is not changed.
+
+        Parameters
+        ----------
+        data
+            Whole sections: standardisation and neighbourhoods use all their spots.
+        modalities
+            Use only these, ``"image"`` or ``"gene"``, even where both are there.
+        layer, library_key, spatial_key, table_key
+            As for :meth:`fit`.
+        """
+        keys = {
+            "layer": layer,
+            "library_key": library_key,
+            "spatial_key": spatial_key,
+            "table_key": table_key,
+        }
+        light, features = self._encode(data, **keys)
+        p = self._fusion.predict_proba(features, modalities=self._wanted(modalities))
+        return pd.DataFrame(p, index=light.obs_names, columns=self.classes)
+
+    def predict(
+        self,
+        data: AnnData | SpatialData,
+        *,
+        modalities: Sequence[str] | None = None,
+        layer: str | None = None,
+        library_key: str = _keys.LIBRARY,
+        spatial_key: str = _keys.SPATIAL,
+        table_key: str = _keys.TABLE,
+    ) -> pd.DataFrame:
+        """Return the region of every spot, how sure, and whether to abstain; ``data`` is not changed.
+
+        Parameters
+        ----------
+        data, modalities, layer, library_key, spatial_key, table_key
+            As for :meth:`predict_proba`.
+
+        Returns
+        -------
+        A DataFrame with one row a spot: ``predicted``, ``confidence`` (its probability), ``abstain``, and
+        ``modalities`` (what it was predicted from, ``"gene+image"``; empty where the spot has neither).
+        """
+        keys = {
+            "layer": layer,
+            "library_key": library_key,
+            "spatial_key": spatial_key,
+            "table_key": table_key,
+        }
+        return self._predict(data, modalities, **keys)[0]
+
+    def _predict(
+        self, data: AnnData | SpatialData, modalities: Sequence[str] | None = None, **keys: Any
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Return ``(predictions, probabilities)`` from one pass through the encoders."""
+        light, features = self._encode(data, **keys)
+        wanted = self._wanted(modalities)
+        frame = self._fusion.predict(features, modalities=wanted).set_index(light.obs_names)
+        used = [m for m in sorted(features) if wanted is None or m in wanted]
+        here = np.stack([~np.isnan(features[m]).any(axis=1) for m in used], axis=1)
+        frame["modalities"] = ["+".join(np.asarray(used)[row]) for row in here]
+        p = self._fusion.predict_proba(features, modalities=wanted)
+        return frame, pd.DataFrame(p, index=light.obs_names, columns=self.classes)
+
+    def _wanted(self, modalities: Sequence[str] | None) -> list[str] | None:
+        if modalities is None:
+            return None
+        modalities = [modalities] if isinstance(modalities, str) else list(modalities)
+        for name in modalities:
+            require_choice(name, MODALITIES, argument="modalities")
+        return modalities
+
+    def modality_weights(self) -> pd.Series:
+        """Return how much the combination of both trusts each modality (``fusion="stack"`` only)."""
+        require_fitted(self, "classes")
+        return self._fusion.modality_weights()
+
+    def _state(self) -> tuple[dict[str, Any], Arrays]:
+        require_fitted(self, "classes")
+        config: dict[str, Any] = {
+            "arguments": self.arguments,
+            "sizes_um": self._sizes,
+            "sections_seen": self.sections_seen,
+            "inner_groups": self.inner_groups,
+            "parts": {},
+        }
+        arrays: Arrays = {}
+        for name, part in {**self._encoders, "fusion": self._fusion}.items():
+            config["parts"][name], values = part._state()
+            arrays |= prefixed(name, values)
+        return config, arrays
+
+    @classmethod
+    def _from_state(cls, config: dict[str, Any], arrays: Arrays) -> Self:
+        model = cls(**config["arguments"])
+        model._sizes, model.sections_seen = config["sizes_um"], config["sections_seen"]
+        model.inner_groups = config["inner_groups"]
+        kinds = {"image": ImageEncoder, "gene": GenePCA, "fusion": FusionClassifier}
+        parts = {n: kinds[n]._from_state(c, subset(n, arrays)) for n, c in config["parts"].items()}
+        model._fusion = parts.pop("fusion")
+        model._encoders = parts
+        model.classes, model.history = model._fusion.classes, model._fusion.history
+        return model
+
+    def _card(self) -> list[str]:
+        sizes = ", ".join(f"{k} {v:.0f} um" if v else f"{k} of unknown size" for k, v in self._sizes.items())
+        lines = [
+            f"- sections seen: {', '.join(self.sections_seen)}",
+            f"- crops: {sizes or 'none'}",
+            f"- neighbourhood rings: {self.n_rings}",
+            f"- inner folds keep together: {self.inner_groups}",
+        ]
+        for part in (*self._encoders.values(), self._fusion):
+            lines += part._card()
+        return [
+            *lines,
+            "",
+            "## Intended use",
+            "",
+            "Research. Regions are those of the labelled sections; other tissue, "
+            "stains or chemistries need their own check before the map is believed.",
+        ]

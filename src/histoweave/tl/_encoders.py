@@ -1,0 +1,182 @@
+"""Fit an encoder on a table and write its embedding back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from histoweave import _keys
+from histoweave._record import record
+from histoweave._resolve import working_copy
+from histoweave._validate import require_choice
+from histoweave.models import GenePCA, ImageEncoder
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+
+def image_encoder(
+    data: AnnData | SpatialData,
+    *,
+    method: str = "statistics",
+    crops_key: str | Sequence[str] = _keys.CROPS,
+    backbone: str = "resnet18",
+    weights: str | os.PathLike[str] | None = None,
+    n_components: int | None = None,
+    key_added: str = _keys.X_IMAGE,
+    batch_size: int = 256,
+    device: str = "auto",
+    precision: str = "auto",
+    random_state: int = 0,
+    library_key: str = _keys.LIBRARY,
+    table_key: str = _keys.TABLE,
+) -> ImageEncoder:
+    """Embed the image crops of every row.
+
+    Parameters
+    ----------
+    data
+        AnnData or SpatialData object with crops, see :func:`histoweave.pp.crops`.
+    method
+        ``"statistics"``: colour and texture statistics in stain space. ``"pretrained"``: a frozen network.
+    crops_key
+        Crops in ``obsm``; several scales are put side by side.
+    backbone
+        timm name of the network.
+    weights
+        Local safetensors file with its weights.
+    n_components
+        Principal components to keep. Default: all statistics, 64 for a network.
+    key_added
+        Name of the embedding in ``obsm``.
+    batch_size
+        Crops at a time.
+    device, precision
+        As :data:`histoweave.settings`.
+    random_state
+        Seed.
+    library_key
+        Column of ``obs`` that names the section.
+    table_key
+        Table of a SpatialData object.
+
+    Returns
+    -------
+    The fitted :class:`histoweave.models.ImageEncoder`. Writes ``obsm[key_added]`` (float32, standardised within
+    each section; NaN for rows without crops) and ``uns["histoweave"][key_added]``.
+
+    Raises
+    ------
+    KeyError
+        There are no such crops.
+
+    Examples
+    --------
+    >>> import histoweave as hw
+    >>> adata = hw.datasets.simulate_section()
+    >>> hw.pp.crops(adata)
+    >>> encoder = hw.tl.image_encoder(adata)
+    >>> adata.obsm["X_image"].shape
+    (400, 72)
+    """
+    _, table = working_copy(data, table_key)
+    encoder = ImageEncoder(
+        method,
+        crops_keys=crops_key,
+        backbone=backbone,
+        weights=weights,
+        n_components=n_components,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        random_state=random_state,
+    )
+    embedding = encoder.fit_embed(table, library_key=library_key)
+    table.obsm[key_added] = embedding
+    params = {"method": method, "crops_key": list(encoder.crops_keys), "n_components": encoder.n_components}
+    if method == "pretrained":
+        params |= {"backbone": backbone, "weights": encoder.weights}
+    record(
+        table,
+        key_added,
+        "tl.image_encoder",
+        params,
+        random_state=random_state,
+        sections_seen=encoder.sections_seen,
+        packages=("torch", "timm"),
+    )
+    return encoder
+
+
+def gene_encoder(
+    data: AnnData | SpatialData,
+    *,
+    method: str = "pca",
+    n_components: int = 50,
+    n_top_genes: int = 2000,
+    layer: str | None = None,
+    key_added: str = _keys.X_GENE,
+    random_state: int = 0,
+    library_key: str = _keys.LIBRARY,
+    table_key: str = _keys.TABLE,
+) -> GenePCA:
+    """Embed the expression of every row.
+
+    Parameters
+    ----------
+    data
+        AnnData or SpatialData object with raw counts.
+    method
+        ``"pca"``: principal components of log-normalised counts, centred within each section.
+    n_components
+        Dimensions of the embedding.
+    n_top_genes
+        Variable genes to use, where ``var["highly_variable"]`` does not mark them.
+    layer
+        Layer of the raw counts. Default: ``layers["counts"]`` where it exists, else ``X``.
+    key_added
+        Name of the embedding in ``obsm``.
+    random_state
+        Seed.
+    library_key
+        Column of ``obs`` that names the section.
+    table_key
+        Table of a SpatialData object.
+
+    Returns
+    -------
+    The fitted :class:`histoweave.models.GenePCA`. Writes ``obsm[key_added]`` (float32; NaN for rows without
+    counts) and ``uns["histoweave"][key_added]``.
+
+    Raises
+    ------
+    ValueError
+        The values are not raw counts.
+
+    Examples
+    --------
+    >>> import histoweave as hw
+    >>> adata = hw.datasets.simulate_section()
+    >>> encoder = hw.tl.gene_encoder(adata, n_components=20)
+    >>> adata.obsm["X_gene"].shape
+    (400, 20)
+    """
+    require_choice(method, ("pca",), argument="method")
+    _, table = working_copy(data, table_key)
+    encoder = GenePCA(n_components, n_top_genes=n_top_genes, random_state=random_state)
+    embedding = encoder.fit_embed(table, layer=layer, library_key=library_key)
+    table.obsm[key_added] = embedding
+    params = {"method": method, "n_components": n_components, "n_top_genes": n_top_genes, "layer": layer}
+    record(
+        table,
+        key_added,
+        "tl.gene_encoder",
+        params,
+        random_state=random_state,
+        sections_seen=encoder.sections_seen,
+        packages=("scikit-learn",),
+        n_genes=len(encoder.genes),
+    )
+    return encoder

@@ -1,0 +1,140 @@
+"""Fit a fusion classifier on stored embeddings and map every row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from histoweave import _keys
+from histoweave._record import recorded
+from histoweave._resolve import section_column, working_copy
+from histoweave._validate import listing, require_key
+from histoweave.models import FusionClassifier
+from histoweave.models._prepare import inner_groups, masked_labels
+from histoweave.tl._write import write_prediction
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+EMBEDDINGS = {"image": _keys.X_IMAGE, "gene": _keys.X_GENE}
+
+
+def fusion_classifier(
+    data: AnnData | SpatialData,
+    *,
+    labels_key: str = _keys.REGION,
+    method: str = "stack",
+    keys: Mapping[str, str] | None = None,
+    coverage: float = 0.9,
+    key_added: str | None = None,
+    random_state: int = 0,
+    library_key: str = _keys.LIBRARY,
+    spatial_key: str = _keys.SPATIAL,
+    table_key: str = _keys.TABLE,
+) -> FusionClassifier:
+    """Learn regions from the labelled rows' embeddings and predict every row.
+
+    Parameters
+    ----------
+    data
+        AnnData or SpatialData object with embeddings.
+    labels_key
+        Labels in ``obs``; missing for unlabelled rows.
+    method
+        ``"stack"`` or ``"concat"``, see :class:`histoweave.models.FusionClassifier`.
+    keys
+        Modality to ``obsm`` key. Default: ``image`` and ``gene`` from ``X_image`` and ``X_gene``, or from their
+        ``_context`` versions where :func:`histoweave.pp.spatial_context` made them; those that exist.
+    coverage
+        Share of rows that should get an answer.
+    key_added
+        Beginning of the names of the results. Default: ``labels_key``.
+    random_state
+        Seed.
+    library_key
+        Column of ``obs`` that names the section.
+    spatial_key
+        ``obsm`` key of the coordinates; inner folds use blocks of them where donors and sections are few.
+    table_key
+        Table of a SpatialData object.
+
+    Returns
+    -------
+    The fitted :class:`histoweave.models.FusionClassifier`. With ``key = key_added``, writes:
+
+    - ``obs[f"{key}_predicted"]``, categorical; missing where a row has no embedding;
+    - ``obs[f"{key}_confidence"]``, the probability of the predicted region;
+    - ``obs[f"{key}_abstain"]``, True where confidence is below the threshold;
+    - ``obsm[f"{key}_probability"]``, a DataFrame with the regions as columns;
+    - ``uns["histoweave"][f"{key}_predicted"]``.
+
+    Raises
+    ------
+    KeyError
+        Labels or embeddings are missing.
+    ValueError
+        No labels, or one region only.
+
+    Notes
+    -----
+    Predictions of the rows it was fitted on are not a test. Score with :func:`cross_validate`.
+
+    Examples
+    --------
+    >>> import histoweave as hw
+    >>> adata = hw.datasets.simulate_section(labelled_fraction=0.3)
+    >>> encoder = hw.tl.gene_encoder(adata, n_components=20)
+    >>> clf = hw.tl.fusion_classifier(adata)
+    >>> bool(adata.obs["region_predicted"].notna().all())
+    True
+    """
+    _, table = working_copy(data, table_key)
+    labels = masked_labels(table, labels_key)
+    keys = _embedding_keys(table, keys)
+    features = {name: np.asarray(table.obsm[key]) for name, key in keys.items()}
+    spots = table.obs[[_keys.DONOR]].copy() if _keys.DONOR in table.obs else pd.DataFrame(index=table.obs_names)
+    spots[_keys.LIBRARY] = section_column(table, library_key)
+    xy = table.obsm.get(spatial_key)
+    groups, kind = inner_groups(spots, None if xy is None else np.asarray(xy, dtype=float), labels.notna().to_numpy())
+    model = FusionClassifier(method, coverage=coverage, random_state=random_state)
+    model.fit(features, labels.to_numpy(), groups=groups)
+    prediction = model.predict(features)
+    probability = pd.DataFrame(model.predict_proba(features), index=table.obs_names, columns=model.classes)
+    seen = sorted({s for key in keys.values() for s in _sections_seen(table, key)} | set(spots[_keys.LIBRARY]))
+    write_prediction(
+        table,
+        key_added or labels_key,
+        prediction,
+        probability,
+        "tl.fusion_classifier",
+        {"labels_key": labels_key, "method": method, "keys": keys, "coverage": coverage},
+        random_state=random_state,
+        sections_seen=seen,
+        inner_groups=kind,
+    )
+    return model
+
+
+def _embedding_keys(table: AnnData, keys: Mapping[str, str] | None) -> dict[str, str]:
+    run = "hw.tl.image_encoder(...)` or `hw.tl.gene_encoder(...)"
+    if keys is not None:
+        for key in keys.values():
+            require_key(table.obsm, key, where="adata.obsm", argument="keys", run=run)
+        return dict(keys)
+    found = {}
+    for name, key in EMBEDDINGS.items():
+        there = [k for k in (f"{key}_context", key) if k in table.obsm]
+        if there:
+            found[name] = there[0]
+    if not found:
+        msg = f"No embedding in `adata.obsm` (available: {listing(table.obsm)}). Run `{run}` first, or name them with `keys=`."
+        raise KeyError(msg)
+    return found
+
+
+def _sections_seen(table: AnnData, key: str) -> list[str]:
+    return [str(s) for s in recorded(table, key.removesuffix("_context")).get("sections_seen", [])]
