@@ -90,7 +90,10 @@ def test_docstring_documents_every_parameter_and_what_comes_back(name):
         typed = [p.name for p in doc["Parameters"] if p.type]
         assert not typed, f"{label}: types belong in the signature only: {typed}"
         if not inspect.isclass(found) and inspect.signature(found).return_annotation not in (None, "None"):
-            assert doc["Returns"] or doc["Yields"], f"{label} has no Returns section"
+            one_line = label != name and doc["Summary"][0].startswith(
+                ("Return", "Yield")
+            )  # enough for a method
+            assert doc["Returns"] or doc["Yields"] or one_line, f"{label} has no Returns section"
 
 
 @pytest.mark.parametrize("name", PUBLIC)
@@ -206,10 +209,10 @@ def test_importing_the_package_is_cheap():
     assert not (SLOW | TORCH | {"anndata", "pandas", "dask", "matplotlib"}) & loaded
 
 
-@pytest.mark.parametrize("room", ["io", "pp", "pl", "metrics", "datasets"])
-def test_naming_every_function_of_a_room_stays_light(room):
-    code = f"import histoweave as hw\n[getattr(hw.{room}, name) for name in {names_in_stub(room)}]"
-    assert not (SLOW | TORCH) & loaded_after(code)
+def test_naming_every_function_outside_models_stays_light():
+    names = [name for name in PUBLIC if name.split(".")[0] in ("io", "pp", "pl", "metrics", "datasets")]
+    loaded = loaded_after("import histoweave as hw\n" + "\n".join(f"hw.{name}" for name in names))
+    assert not (SLOW | TORCH) & loaded
 
 
 # ------------------------------------------------------------------ files, version, documents
