@@ -26,7 +26,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 napoleon_google_docstring = False
-napoleon_use_rtype = False
+napoleon_custom_sections = ["Returns"]  # as written: what is returned, then a list of what is written where
 
 # Pages with code run when the documents are built, so that they cannot go stale
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
