@@ -172,6 +172,16 @@ def test_stored_reference_serves_a_new_section(method: str, tmp_path: Path) -> N
         )
 
 
+def test_masked_background_is_not_taken_for_stain() -> None:
+    table = two_sections()
+    table.obsm["crops"][:4] = 0
+    hw.pp.stain_normalize(table, reference="s2")
+    plain = two_sections()
+    hw.pp.stain_normalize(plain, reference="s2")
+    error = np.abs(table.obsm["crops"][4:40].astype(int) - plain.obsm["crops"][4:40])
+    assert error.mean() < 2
+
+
 def test_sections_without_an_image_are_left_alone() -> None:
     table = two_sections(shuffle=True)
     missing = (table.obs["library_id"] == "s2").to_numpy()
@@ -226,3 +236,17 @@ def test_single_section_without_reference_is_stated() -> None:
         out = hw.pp.stain_normalize(table, copy=True)
     assert np.abs(out.obsm["crops"].astype(int) - table.obsm["crops"]).max() <= 1
     assert not table.uns
+
+
+@pytest.mark.real_data
+def test_stain_vectors_of_real_sections_agree(shared_data: Path) -> None:
+    """Two patients, one image with tinted glass and a black mask: the same two dyes are found in both."""
+    from histoweave._image import open_image, to_rgb8
+
+    found = []
+    for name in ("A1.png", "C2.jpg"):
+        image = np.asarray(to_rgb8(open_image(shared_data / "her2st" / "images" / name)))
+        pixels = image[:: len(image) // 500, :: len(image) // 500]
+        found.append(stain.fit_stain(pixels.reshape(-1, 3), "macenko", name=name)["stain_matrix"])
+    cosine = (found[0] * found[1]).sum(axis=0)[:2]
+    assert cosine.min() > np.cos(np.deg2rad(12))

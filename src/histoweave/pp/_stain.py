@@ -117,9 +117,7 @@ def stain_normalize(
     if reference is None or reference == "pooled":
         target = mean_reference(list(fitted.values()))
         if len(fitted) == 1:
-            warn(
-                "There is one section and no `reference`: its own stain is the reference, so nothing changes."
-            )
+            warn("There is one section and no `reference`: its own stain is the reference, so nothing changes.")
     elif isinstance(reference, str):
         target = fitted[reference]
 

@@ -17,11 +17,10 @@ TISSUE_OD = 0.15  # mean optical density (natural logarithm) above which a pixel
 MIN_PIXELS = 500
 MAX_PIXELS = 200_000
 MOSAIC_WIDTH = 100
-CACHED = (
-    2**14
-)  # pixels converted at a time: larger pieces leave the processor's cache and take 20 times longer
+CACHED = 2**14  # pixels converted at a time: larger pieces leave the processor's cache and take 20 times longer
 
 WHITE_PERCENTILE, DARKEST_WHITE = 99.5, 200
+DARKEST_TISSUE = 30  # masked-out background and pen are darker in all channels, and would pass for stain
 
 # Reinhard et al. 2001: RGB -> LMS, and log LMS -> decorrelated l, alpha, beta
 LMS = np.array([[0.3811, 0.5783, 0.0402], [0.1967, 0.7244, 0.0782], [0.0241, 0.1288, 0.8444]])
@@ -79,12 +78,12 @@ def fit_stain(
 
     Returns
     -------
-    ``method``, ``white_point`` ``(3,)`` and, by method, ``stain_matrix`` ``(3, 3)`` and ``max_concentrations``
-    ``(2,)``, or ``mu`` and ``sigma`` ``(3,)``.
+    ``method``, ``white_point`` ``(3,)`` and, by method, ``stain_matrix`` ``(3, 3)`` with
+    ``max_concentrations`` ``(2,)``, or ``mu`` and ``sigma`` ``(3,)``.
     """
     white = estimate_white(pixels) if white_point is None else np.asarray(white_point, dtype=np.float64)
     density = optical_density(pixels, white)
-    tissue = is_tissue(density)
+    tissue = is_tissue(density) & (pixels.max(axis=1) >= DARKEST_TISSUE)
     pixels, density = pixels[tissue], density[tissue].astype(np.float64)
     if len(pixels) < MIN_PIXELS:
         msg = (
@@ -99,8 +98,8 @@ def fit_stain(
         found = _fit_squidpy(pixels, method, white)
     except (RuntimeError, ValueError) as error:  # squidpy's StainFittingError is a RuntimeError
         msg = (
-            f"{name[0].upper()}{name[1:]}: no {method} stain could be fitted ({error}). Is it H&E, with both "
-            "stains visible? `method='section'` needs no stain separation."
+            f"{name[0].upper()}{name[1:]}: no {method} stain could be fitted ({getattr(error, 'reason', error)}). "
+            "Is it H&E, with both stains visible? `method='section'` needs no stain separation."
         )
         raise ValueError(msg) from error
     names = ("stain_matrix", "max_concentrations") if method == "macenko" else ("mu", "sigma")
@@ -134,9 +133,7 @@ def _converter(source: Mapping[str, Any], target: Mapping[str, Any]) -> Callable
     brightness = (new_white + 1).astype(np.float32)
     if source["method"] == "macenko":
         strength = np.append(np.divide(target["max_concentrations"], source["max_concentrations"]), 1.0)
-        matrix = (
-            np.asarray(target["stain_matrix"]) @ np.diag(strength) @ np.linalg.inv(source["stain_matrix"])
-        )
+        matrix = np.asarray(target["stain_matrix"]) @ np.diag(strength) @ np.linalg.inv(source["stain_matrix"])
         matrix = matrix.T.astype(np.float32)
         return lambda pixels: _round(brightness * np.exp(-optical_density(pixels, white) @ matrix) - 1)
 
@@ -179,6 +176,4 @@ def _fit_squidpy(pixels: np.ndarray, method: str, white_point: np.ndarray) -> An
     image = Image2DModel.parse(np.ascontiguousarray(mosaic.transpose(2, 0, 1)), dims=("c", "y", "x"))
     tissue = Labels2DModel.parse(np.ones((height, MOSAIC_WIDTH), dtype=np.int16), dims=("y", "x"))
     sdata = SpatialData(images={"mosaic": image}, labels={"mosaic_tissue": tissue})
-    return fit_stain_reference(
-        sdata, "mosaic", method=method, white_point=white_point, tissue_mask_key="mosaic_tissue"
-    )
+    return fit_stain_reference(sdata, "mosaic", method=method, white_point=white_point, tissue_mask_key="mosaic_tissue")
