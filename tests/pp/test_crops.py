@@ -316,6 +316,14 @@ def test_unknown_pixel_size():
     assert table.uns["histoweave"]["crops"]["size_px"]["s1"] == 55
 
 
+def test_image_file_that_has_moved(tmp_path):
+    table = section(INSIDE, key="hires")
+    table.uns["spatial"]["s1"]["metadata"]["source_image_path"] = str(tmp_path / "gone.tif")
+    with pytest.raises(FileNotFoundError, match=r"gone\.tif.*source_image_path.*image='hires'"):
+        pp.crops(table)
+    pp.crops(table, image="hires")
+
+
 def test_missing_coordinates():
     centres = INSIDE.astype(float)
     centres[7, 1] = np.nan

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,17 +14,14 @@ from histoweave import _keys
 from histoweave._calibration import Calibration, describe, um_per_pixel
 from histoweave._record import record
 from histoweave._resolve import SectionImage, has_image, section_image, sections, working_copy
-from histoweave._settings import track
 from histoweave._validate import listing, require_key, require_number, warn
-from histoweave.pp._windows import Pixels, Windows, cut, usable_threads
+from histoweave.pp._windows import Windows, cut_lazily, cut_now
 
 if TYPE_CHECKING:
-    import dask.array as da
     from spatialdata import SpatialData
 
 COARSE_PX = 8  #: a window of fewer pixels of the image says little about tissue
 OUTSIDE_SHARE = 0.05
-CACHE_BYTES = 2**28
 
 
 def crops(
@@ -120,16 +117,15 @@ def crops(
     xy = coordinates(table, spatial_key)
     needs_um = unit == "um" or um_per_px is not None
     found = [
-        _section(data, table, name, rows, xy, image, table_key).calibrated(
-            table, needs_um, um_per_px, spatial_key
-        )
+        _section(data, table, name, rows, xy, image, table_key).calibrated(table, needs_um, um_per_px, spatial_key)
         for name, rows in sections(table, library_key).items()
     ]
     _report(found, table.n_obs)
     usable = [s for s in found if s.image is not None]
     windows = {key: _windows(usable, size, unit, out_px, key) for key, size in sizes.items()}
-    make = _lazy_crops if lazy else _dense_crops
-    values = {key: make(usable, windows[key], table.n_obs, chunk) for key in sizes}
+    images, rows = [s.image.array for s in usable], [s.rows for s in usable]
+    cut = partial(cut_lazily, chunk=chunk) if lazy else cut_now
+    values = {key: cut(images, rows, windows[key], table.n_obs) for key in sizes}
     params = {"image": image, "lazy": lazy, "chunk": chunk if lazy else None}
     for key, size in sizes.items():
         _write(table, key, values[key], windows[key], usable, size, unit, params)
@@ -138,21 +134,18 @@ def crops(
 
 def coordinates(table: AnnData, spatial_key: str = _keys.SPATIAL) -> np.ndarray:
     """Return the full-resolution pixel coordinates ``(n_obs, 2)``, finite."""
-    require_key(
-        table.obsm, spatial_key, where="adata.obsm", argument="spatial_key", run="hw.io.read_visium(...)"
-    )
+    require_key(table.obsm, spatial_key, where="adata.obsm", argument="spatial_key", run="hw.io.read_visium(...)")
     xy = np.asarray(table.obsm[spatial_key], dtype=float)
     if xy.ndim != 2 or xy.shape[1] != 2:
         msg = f"`adata.obsm[{spatial_key!r}]` must have shape ({table.n_obs}, 2) as (x, y), got {xy.shape}."
         raise ValueError(msg)
     bad = ~np.isfinite(xy).all(axis=1)
     if bad.any():
+        where = f"adata.obsm[{spatial_key!r}]"
         msg = (
-            f"`adata.obsm[{spatial_key!r}]` has missing or infinite coordinates in {int(bad.sum())} rows "
-            f"(first: "
+            f"`{where}` has missing or infinite coordinates in {int(bad.sum())} rows (first: "
             f"{table.obs_names[bad.argmax()]!r}). Remove them: "
-            f"`adata[np.isfinite(adata.obsm[{spatial_key!r}])"
-            ".all(axis=1)].copy()`."
+            f"`adata[np.isfinite({where}).all(axis=1)].copy()`."
         )
         raise ValueError(msg)
     return xy
@@ -195,7 +188,14 @@ def _section(
 ) -> _Section:
     if not has_image(data, name, table_key=table_key):
         return _Section(name, rows)
-    picture = section_image(data, name, image=image, table_key=table_key)
+    try:
+        picture = section_image(data, name, image=image, table_key=table_key)
+    except FileNotFoundError as error:
+        msg = (
+            f"{error} If it has moved, correct `uns['spatial'][{name!r}]['metadata']['source_image_path']`, or "
+            "pass `image='hires'` for the stored image."
+        )
+        raise FileNotFoundError(msg) from error
     centres = picture.to_pixels(xy[rows])
     height, width = picture.array.shape[:2]
     off = ((centres < 0) | (centres >= (width, height))).any(axis=1)
@@ -203,13 +203,10 @@ def _section(
     if off[in_tissue].sum() > OUTSIDE_SHARE * in_tissue.sum():
         low, high = centres.min(axis=0), centres.max(axis=0)
         msg = (
-            f"Section {name!r}: {outside} of {len(rows)} spots lie outside its image {picture.name!r} "
-            f"({width} x {height} "
-            f"pixels; spots from x {low[0]:.0f}, y {low[1]:.0f} to x {high[0]:.0f}, y {high[1]:.0f}). "
-            f"Likely causes: x and "
-            "y are swapped, the scale factor belongs to another image, or the coordinates are not "
-            "full-resolution "
-            "pixels. Run `hw.pp.check_alignment(...)` for the cause and the fix."
+            f"Section {name!r}: {outside} of {len(rows)} spots lie outside its image {picture.name!r} ({width} x "
+            f"{height} pixels; spots from x {low[0]:.0f}, y {low[1]:.0f} to x {high[0]:.0f}, y {high[1]:.0f}). "
+            "Likely causes: x and y are swapped, the scale factor belongs to another image, or the coordinates "
+            "are not full-resolution pixels. Run `hw.pp.check_alignment(...)` for the cause and the fix."
         )
         raise ValueError(msg)
     return _Section(name, rows, centres, picture, outside=outside)
@@ -236,8 +233,7 @@ def _report(found: list[_Section], n_obs: int) -> None:
         count = sum(len(s.rows) for s in missing)
         warn(
             f"{count} of {n_obs} rows belong to sections without an image "
-            f"({listing([s.name for s in missing])}): "
-            "their crops are zero and marked as not available."
+            f"({listing([s.name for s in missing])}): their crops are zero and marked as not available."
         )
     outside = {s.name: s.outside for s in found if s.outside}
     if outside:
@@ -247,8 +243,7 @@ def _report(found: list[_Section], n_obs: int) -> None:
         first = disagreeing[0].calibration
         warn(
             f"The sources of the pixel size disagree in {listing([s.name for s in disagreeing])}; "
-            f"{disagreeing[0].name!r}: {describe(first)}; {first.source} is used. Pass `um_per_px=` to "
-            f"choose; "
+            f"{disagreeing[0].name!r}: {describe(first)}; {first.source} is used. Pass `um_per_px=` to choose; "
             "`hw.pp.check_alignment` tells more."
         )
 
@@ -273,49 +268,6 @@ def _windows(found: list[_Section], size: float, unit: str, out_px: int | None, 
             "are enlarged and show little; read the section with its full-resolution image."
         )
     return windows
-
-
-def _dense_crops(found: list[_Section], windows: list[Windows], n_obs: int, chunk: int) -> np.ndarray:
-    side = windows[0].out
-    values = np.zeros((n_obs, side, side, 3), np.uint8)
-    for s, w in track(list(zip(found, windows, strict=True)), "crops", unit="section"):
-        cut(Pixels(s.image.array, CACHE_BYTES), w, values, s.rows, threads=usable_threads())
-    return values
-
-
-def _lazy_crops(found: list[_Section], windows: list[Windows], n_obs: int, chunk: int) -> da.Array:
-    """Make a Dask array whose blocks cut their own windows; all share one object that reads the images."""
-    import dask
-    import dask.array as da
-
-    side = windows[0].out
-    table = np.full((n_obs, 3), -1.0)  # number of the section, left, top
-    for number, (s, w) in enumerate(zip(found, windows, strict=True)):
-        table[s.rows] = np.stack([np.full(len(s.rows), number), w.left, w.top], axis=1)
-    sources = [
-        (Pixels(s.image.array, CACHE_BYTES // len(found)), w.width, w.height)
-        for s, w in zip(found, windows, strict=True)
-    ]
-    shared = dask.delayed(sources, name=f"images-{uuid.uuid4().hex}", traverse=False)
-    rows = da.from_array(table, chunks=(chunk, 3))
-    return rows.map_blocks(
-        _cut_block,
-        shared,
-        side,
-        dtype=np.uint8,
-        chunks=(rows.chunks[0], (side,), (side,), (3,)),
-        new_axis=[2, 3],
-        meta=np.empty((0,) * 4, np.uint8),
-    )
-
-
-def _cut_block(table: np.ndarray, sources: list[tuple[Pixels, float, float]], side: int) -> np.ndarray:
-    values = np.zeros((len(table), side, side, 3), np.uint8)
-    for number in np.unique(table[:, 0][table[:, 0] >= 0]).astype(int):
-        rows = np.flatnonzero(table[:, 0] == number)
-        pixels, width, height = sources[number]
-        cut(pixels, Windows(table[rows, 1], table[rows, 2], width, height, side), values, rows)
-    return values
 
 
 def _write(

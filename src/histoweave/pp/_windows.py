@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import uuid
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from histoweave._settings import track
+
 if TYPE_CHECKING:
     import dask.array as da
 
+CACHE_BYTES = 2**28  #: of lazy images kept in memory, all sections together
 WHITE = 255  #: outside the image lies the lit, empty slide
 
 
@@ -140,6 +144,59 @@ class Windows:
         return Windows(self.left[rows], self.top[rows], self.width, self.height, self.out)
 
 
+def cut_now(
+    images: list[np.ndarray | da.Array], rows: list[np.ndarray], windows: list[Windows], n_obs: int
+) -> np.ndarray:
+    """Return the windows of several images as ``(n_obs, out, out, 3)``; zero where no image has the row."""
+    side = windows[0].out
+    values = np.zeros((n_obs, side, side, 3), np.uint8)
+    for image, index, own in track(list(zip(images, rows, windows, strict=True)), "crops", unit="section"):
+        cut(Pixels(image, CACHE_BYTES), own, values, index, threads=usable_threads())
+    return values
+
+
+def cut_lazily(
+    images: list[np.ndarray | da.Array],
+    rows: list[np.ndarray],
+    windows: list[Windows],
+    n_obs: int,
+    *,
+    chunk: int,
+) -> da.Array:
+    """Return the same as a Dask array; all its blocks share one object that reads the images."""
+    import dask
+    import dask.array as da
+
+    side = windows[0].out
+    places = np.full((n_obs, 3), -1.0)  # number of the image, left, top
+    for number, (index, own) in enumerate(zip(rows, windows, strict=True)):
+        places[index] = np.stack([np.full(len(index), number), own.left, own.top], axis=1)
+    sources = [
+        (Pixels(image, CACHE_BYTES // len(images)), own.width, own.height)
+        for image, own in zip(images, windows, strict=True)
+    ]
+    shared = dask.delayed(sources, name=f"images-{uuid.uuid4().hex}", traverse=False)
+    blocks = da.from_array(places, chunks=(chunk, 3))
+    return blocks.map_blocks(
+        _cut_block,
+        shared,
+        side,
+        dtype=np.uint8,
+        chunks=(blocks.chunks[0], (side,), (side,), (3,)),
+        new_axis=[2, 3],
+        meta=np.empty((0,) * 4, np.uint8),
+    )
+
+
+def _cut_block(places: np.ndarray, sources: list[tuple[Pixels, float, float]], side: int) -> np.ndarray:
+    values = np.zeros((len(places), side, side, 3), np.uint8)
+    for number in np.unique(places[:, 0][places[:, 0] >= 0]).astype(int):
+        rows = np.flatnonzero(places[:, 0] == number)
+        pixels, width, height = sources[number]
+        cut(pixels, Windows(places[rows, 1], places[rows, 2], width, height, side), values, rows)
+    return values
+
+
 def cut(pixels: Pixels, windows: Windows, into: np.ndarray, rows: np.ndarray, *, threads: int = 1) -> None:
     """Write the windows to ``into[rows]``, shape ``(n, out, out, 3)``, white outside the image."""
     order = pixels.order(windows.left, windows.top)
@@ -150,9 +207,7 @@ def cut(pixels: Pixels, windows: Windows, into: np.ndarray, rows: np.ndarray, *,
         return
     parts = np.array_split(np.arange(len(rows)), 4 * threads)
     with ThreadPoolExecutor(threads) as pool:
-        jobs = [
-            pool.submit(work, pixels, windows.take(part), into, rows[part]) for part in parts if len(part)
-        ]
+        jobs = [pool.submit(work, pixels, windows.take(part), into, rows[part]) for part in parts if len(part)]
         for job in jobs:
             job.result()
 
