@@ -24,7 +24,7 @@ WHITE = 255  #: outside the image lies the lit, empty slide
 class Pixels:
     """Rectangles of an image ``(height, width, 3)``; a lazy one is read through a bounded cache.
 
-    Going to the image's own graph for single chunks costs about a tenth of slicing the Dask array for every
+    Going to the image's own graph for single chunks costs far less than slicing the Dask array for every
     window, and the cache keeps what neighbouring windows share.
 
     Parameters
