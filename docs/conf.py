@@ -23,8 +23,9 @@ templates_path = ["_templates"]
 autosummary_ignore_module_all = False
 autosummary_imported_members = True
 autodoc_member_order = "bysource"
-autodoc_typehints = "description"
-autodoc_typehints_description_target = "documented_params"
+autodoc_typehints = "signature"
+python_use_unqualified_type_names = True
+maximum_signature_line_length = 88
 napoleon_google_docstring = False
 napoleon_custom_sections = ["Returns"]  # as written: what is returned, then a list of what is written where
 
