@@ -54,9 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_command(commands, name: str, run, summary: str, **kwargs) -> argparse.ArgumentParser:
-    command = commands.add_parser(
-        name, help=summary, description=summary[0].upper() + summary[1:] + ".", **kwargs
-    )
+    command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".", **kwargs)
     command.add_argument("--traceback", action="store_true", help="show the full traceback of an error")
     command.set_defaults(run=run)
     return command
@@ -70,34 +68,37 @@ def _add_demo(commands) -> None:
 
 
 def _add_classify(commands) -> None:
-    classify = _add_command(
-        commands, "classify", _classify, "label every spot of a section from the labelled ones"
-    )
+    classify = _add_command(commands, "classify", _classify, "label every spot of a section from the labelled ones")
     classify.add_argument("section", type=Path, metavar="SECTION",
                           help="Space Ranger `outs` folder, or a folder with legacy ST files")  # fmt: skip
     classify.add_argument("--labels", type=Path, required=True, metavar="FILE",
                           help="labels of some spots: CSV, TSV, Loupe export or GeoJSON")  # fmt: skip
+    classify.add_argument("--labels-column", metavar="NAME", help="column with the labels, where there are several")
     classify.add_argument(
-        "--labels-column", metavar="NAME", help="column with the labels, where there are several"
+        "--ignore-label",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="take this label as unlabelled, e.g. undetermined; may be repeated",
     )
+    classify.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for report, CSV and h5ad")
     classify.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder for report, CSV and h5ad"
+        "--counts",
+        type=Path,
+        metavar="FILE",
+        help="legacy ST: counts, spots x genes, TSV; paths may be relative to SECTION",
     )
-    classify.add_argument("--counts", type=Path, metavar="FILE", help="legacy ST: counts, spots x genes, TSV")
     classify.add_argument("--spots", type=Path, metavar="FILE", help="legacy ST: spot positions")
     classify.add_argument("--image", type=Path, metavar="FILE", help="full-resolution image")
-    classify.add_argument(
-        "--scale", type=_positive, metavar="F", help="pixels of the image per unit of the positions"
-    )
+    classify.add_argument("--scale", type=_positive, metavar="F", help="pixels of the image per unit of the positions")
+    classify.add_argument("--name", metavar="NAME", help="legacy ST: name of the section")
     classify.add_argument("--hide-blocks", type=_fraction, metavar="FRACTION",
                           help="hide this share of the labels, in blocks, and score on them")  # fmt: skip
     _add_run_options(classify)
 
 
 def _add_run_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--seed", type=int, default=0, help="seed of everything random (default: %(default)s)"
-    )
+    command.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
     command.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bars")
 
 

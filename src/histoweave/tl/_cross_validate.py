@@ -34,6 +34,7 @@ def cross_validate(
     labels_key: str = _keys.REGION,
     model: RegionClassifier | None = None,
     fold_key: str = _keys.FOLD,
+    folds: Sequence[str] | None = None,
     arms: Sequence[str] = ("fused", "image", "gene"),
     nulls: bool = True,
     key_added: str | None = None,
@@ -63,6 +64,8 @@ def cross_validate(
         A :class:`histoweave.models.RegionClassifier` whose arguments to use; it is not fitted itself.
     fold_key
         Column of ``obs`` with the folds.
+    folds
+        Names of the folds to test on; all by default.
     arms
         ``"fused"``, ``"image"``, ``"gene"``: what to predict from. Those the data allow are scored.
     nulls
@@ -121,14 +124,14 @@ def cross_validate(
         light.obsm[FEATURES] = twin._new_encoders(light)["image"].features(light)
         for key in sizes:
             del light.obsm[key]
-    folds = list(iter_folds(table, fold_key=fold_key, library_key=library_key, spatial_key=spatial_key))
+    chosen = _chosen_folds(table, folds, fold_key=fold_key, library_key=library_key, spatial_key=spatial_key)
     runner = _Runner(light, sizes, labels, model.arguments, [a for a in arms if _possible(a, sizes, light)])
     if not runner.arms:
         msg = f"None of the arms {listing(arms)} can be scored: the table lacks the image or the counts they need."
         raise ValueError(msg)
-    seeds = child_seeds(random_state, len(folds))
+    seeds = child_seeds(random_state, len(chosen))
     rows, held_out = [], []
-    for fold, seed in zip(track(folds, "folds", unit="fold"), seeds, strict=True):
+    for fold, seed in zip(track(chosen, "folds", unit="fold"), seeds, strict=True):
         rows += runner.score(fold, seed if nulls else None, held_out)
     if not rows:
         msg = "No fold has labelled rows to train on (2 regions or more) and to test on. Run `hw.pp.split(...)` again."
@@ -136,6 +139,15 @@ def cross_validate(
     if key_added is not None:
         _write(working_copy(data, table_key)[1], key_added, held_out, fold_key, labels_key)
     return pd.DataFrame(rows).assign(leakage=reason or "")
+
+
+def _chosen_folds(table: AnnData, names: Sequence[str] | None, **keys: str) -> list[Fold]:
+    folds = {fold.name: fold for fold in iter_folds(table, **keys)}
+    if names is None:
+        return list(folds.values())
+    for name in names:
+        require_choice(str(name), tuple(folds), argument="folds")
+    return [folds[str(name)] for name in names]
 
 
 def _possible(arm: str, sizes: dict, light: AnnData) -> bool:
