@@ -10,7 +10,7 @@ import numpy as np
 from anndata import AnnData
 
 from histoweave import _keys
-from histoweave._validate import listing, require_number
+from histoweave._validate import require_number
 
 #: Space Ranger's ``spot_diameter_fullres`` spans a theoretical 65 um spot; the printed one is 55 um wide.
 THEORETICAL_SPOT_UM = 65.0
@@ -192,6 +192,4 @@ def pitch_in_pixels(steps: dict[tuple[int, int], np.ndarray]) -> float:
 
 def describe(calibration: Calibration) -> str:
     """Write the sources and their values for a message."""
-    return listing([f"{name}: {value:.4g} um/px" for name, value in calibration.checks.items()]).replace(
-        "'", ""
-    )
+    return ", ".join(f"{name}: {value:.4g} um/px" for name, value in calibration.checks.items())
