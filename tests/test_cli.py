@@ -46,9 +46,7 @@ def test_classify_options(commands):
 def test_classify_leaves_out_what_was_not_given(commands):
     cli.main(["classify", "outs", "--labels", "l.csv", "--out", "r"])
     (args,) = commands
-    assert [args.counts, args.spots, args.image, args.scale, args.hide_blocks, args.labels_column] == [
-        None
-    ] * 6
+    assert [args.counts, args.spots, args.image, args.scale, args.hide_blocks, args.labels_column] == [None] * 6
 
 
 @pytest.mark.parametrize(
@@ -72,9 +70,7 @@ def test_mistaken_arguments_exit_with_2_before_any_work(argv, commands, capsys):
     assert commands == []
 
 
-@pytest.mark.parametrize(
-    "error", [KeyError("no 'x' here"), ValueError("no 'x' here"), OSError("no 'x' here")]
-)
+@pytest.mark.parametrize("error", [KeyError("no 'x' here"), ValueError("no 'x' here"), OSError("no 'x' here")])
 def test_errors_in_the_data_are_one_line_and_exit_with_1(error, commands, monkeypatch, capsys):
     def fail(_):
         raise error
@@ -94,9 +90,7 @@ def test_version(capsys):
 
 def test_help_loads_nothing_heavy():
     code = "import sys; from histoweave import cli; cli.build_parser().format_help(); print(*sys.modules)"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split()
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "scanpy", "anndata", "numpy"} & set(loaded)
 
 
