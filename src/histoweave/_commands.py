@@ -17,8 +17,10 @@ from anndata import AnnData
 import histoweave as hw
 from histoweave import _keys
 from histoweave._files import atomic_path, check_writable
+from histoweave._resolve import has_image, sections
 from histoweave._settings import settings
 from histoweave._validate import HistoweaveWarning, listing
+from histoweave.models._prepare import default_sizes
 from histoweave.pp._split import iter_folds
 from histoweave.report import write_report
 
@@ -69,8 +71,10 @@ def run_classify(args: argparse.Namespace) -> None:
         alignment = hw.pp.check_alignment(data)
         for row in alignment[alignment["status"] != "ok"].itertuples():
             run.note(f"alignment, {row.status}: {row.message} {row.fix}")
-        hidden, folds = hide_blocks(data, args.hide_blocks, args.seed)
         model = hw.models.RegionClassifier(random_state=args.seed)
+        if has_image(data, next(iter(sections(table)))):  # cut here, so that the buffer between blocks is as wide
+            hw.pp.crops(data, size_um=default_sizes(data, table), out_px=model.out_px)
+        hidden, folds = hide_blocks(data, args.hide_blocks, args.seed)
         run.say("scoring on held-out blocks of tissue, beside the nulls")
         scores = hw.tl.cross_validate(data, model=model, folds=folds, random_state=args.seed)
         run.say("fitting on the labelled spots and mapping every spot")
@@ -133,7 +137,7 @@ class _Run:
         with atomic_path(self.out / files["data"]) as path:
             adata.write_h5ad(path)
         clf.save(self.out / files["model"], overwrite=True)
-        parts = [("Map", _map_figure(adata)), ("Scores on held-out tissue", [_scores_figure(scores), mean])]
+        parts = [("Map", _map_figure(adata)), ("Scores on held-out tissue", [_scores_figure(scores), mean.reset_index("kind", drop=True)])]
         if adata.obs["region_held_out"].any():
             parts += [("Held-out spots of the map", _check_figure(adata, "region_held_out"))]
         parts += [("Inner folds", ["Scores inside the training rows, per set of modalities.", clf.history])]

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from histoweave import _keys
-from histoweave._calibration import array_pitch_um, um_per_pixel
+from histoweave._calibration import CROP_PITCHES, array_pitch_um, um_per_pixel
 from histoweave._record import recorded
 from histoweave._resolve import get_table, has_image, replace_table, section_column, sections
 from histoweave._validate import listing, require_labels, warn
@@ -22,8 +22,6 @@ from histoweave.pp._crops import crops
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-#: Sides of the two default crops in array pitches: the spot with its margin, and its surroundings.
-PITCHES = {_keys.CROPS: 1.1, _keys.CROPS_CONTEXT: 3.0}
 LAZY_FROM = 20_000  # rows; below this both scales of crops fit in a laptop's memory
 BLOCKS_PER_SECTION = 16
 
@@ -50,7 +48,7 @@ def light_table(
     if counts is not None and counts.nnz == 0:
         counts = None
     obs = table.obs.copy(deep=False)
-    obs[_keys.LIBRARY] = section_column(table, library_key)
+    obs[_keys.LIBRARY] = pd.Categorical(section_column(table, library_key))
     shape = (table.n_obs, table.n_vars) if counts is not None else (table.n_obs, 0)
     light = AnnData(
         counts if counts is not None else sp.csr_matrix(shape, dtype=np.float32),
@@ -59,10 +57,10 @@ def light_table(
     )
     if spatial_key in table.obsm:
         light.obsm[_keys.SPATIAL] = np.asarray(table.obsm[spatial_key], dtype=float)
-    light.uns = {k: table.uns[k] for k in ("spatial", "spatialdata_attrs") if k in table.uns}
+    light.uns = {"spatial": table.uns.get("spatial", {}), _keys.UNS: dict(table.uns.get(_keys.UNS, {}))}
     if not image:
         return light, {}
-    sizes = dict(crop_um) if crop_um else _default_sizes(table, light)
+    sizes = dict(crop_um) if crop_um else default_sizes(data, light, table_key)
     return light, _add_crops(data, table, light, sizes, out_px, table_key)
 
 
@@ -70,21 +68,32 @@ def _has_matrix(table: AnnData, layer: str | None) -> bool:
     return table.X is not None or layer is not None or _keys.COUNTS in table.layers
 
 
-def _default_sizes(table: AnnData, light: AnnData) -> dict[str, float | None]:
-    """Sizes of the crops that are there, else multiples of the array's pitch."""
-    there = {key: recorded_um(table, key) for key in PITCHES if key in table.obsm}
+def default_sizes(data: AnnData | SpatialData, light: AnnData, table_key: str = _keys.TABLE) -> dict[str, float | None]:
+    """Return the sizes in um of the crops that are there, else multiples of the array's pitch.
+
+    Parameters
+    ----------
+    data
+        The object with the images.
+    light
+        Its table, or a light version with ``obs["library_id"]`` and the coordinates.
+    table_key
+        Table of a SpatialData object.
+    """
+    table = get_table(data, table_key)
+    there = {key: recorded_um(table, key) for key in CROP_PITCHES if key in table.obsm}
     if there or _keys.SPATIAL not in light.obsm:
         return there
     pitches = []
     for name, rows in sections(light).items():
         pitch = array_pitch_um(light, name, rows)
-        if pitch is None and has_image(table, name):  # no array: the typical distance between observations
+        if pitch is None and has_image(data, name, table_key=table_key):  # no array: how far spots lie apart
             xy = light.obsm[_keys.SPATIAL][rows]
             pitch = um_per_pixel(light, name, rows).um_per_px * _typical_distance(xy)
         if pitch:
             pitches.append(pitch)
     pitch = float(np.median(pitches)) if pitches else 100.0
-    return {key: factor * pitch for key, factor in PITCHES.items()}
+    return {key: round(factor * pitch, 3) for key, factor in CROP_PITCHES.items()}
 
 
 def _typical_distance(xy: np.ndarray) -> float:

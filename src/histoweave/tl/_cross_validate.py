@@ -111,20 +111,22 @@ def cross_validate(
         require_choice(arm, tuple(ARMS), argument="arms")
     table = get_table(data, table_key)
     labels = masked_labels(table, labels_key)
-    reason = leakage(table, fold_key=fold_key, library_key=library_key, donor_key=donor_key, spatial_key=spatial_key)
-    if reason and not allow_leakage:
-        msg = f"The folds leak: {reason} To score them all the same, pass `allow_leakage=True`."
-        raise ValueError(msg)
     model = model or RegionClassifier()
     twin = RegionClassifier(**model.arguments)
     keys = {"layer": layer, "library_key": library_key, "spatial_key": spatial_key, "table_key": table_key}
     light, sizes = twin._light(data, twin.crop_um, **keys)
     twin._sizes = sizes
+    # judged on the table that knows how wide the crops of this model are
+    where = {"fold_key": fold_key, "library_key": _keys.LIBRARY, "spatial_key": _keys.SPATIAL}
+    reason = leakage(light, donor_key=donor_key, n_rings=twin.n_rings, **where)
+    if reason and not allow_leakage:
+        msg = f"The folds leak: {reason} To score them all the same, pass `allow_leakage=True`."
+        raise ValueError(msg)
     if sizes:  # the pixels are described once: what an encoder learns from the descriptions is learned in each fold
         light.obsm[FEATURES] = twin._new_encoders(light)["image"].features(light)
         for key in sizes:
             del light.obsm[key]
-    chosen = _chosen_folds(table, folds, fold_key=fold_key, library_key=library_key, spatial_key=spatial_key)
+    chosen = _chosen_folds(light, folds, **where)
     runner = _Runner(light, sizes, labels, model.arguments, [a for a in arms if _possible(a, sizes, light)])
     if not runner.arms:
         msg = f"None of the arms {listing(arms)} can be scored: the table lacks the image or the counts they need."

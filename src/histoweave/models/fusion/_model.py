@@ -190,8 +190,9 @@ class FusionClassifier(Model):
                         0.0,
                     )
                     warn(
-                        f"Too few labelled rows to hold any out ({len(rows)}): probabilities from {name} are not "
-                        "calibrated and the classifier never abstains. Label more spots, in several places."
+                        f"Too few labels to hold any out ({len(rows)} rows could be predicted by a model that had "
+                        f"not seen their group): probabilities from {name} are not calibrated and the classifier "
+                        "never abstains. Label more spots, of every region in several places."
                     )
                     continue
                 pool = LogPool().fit(p[:, rows], codes[rows])
