@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
@@ -18,8 +19,14 @@ class HistoweaveWarning(UserWarning):
 
 
 def warn(message: str) -> None:
-    """Warn of a fallback, pointing at the caller's line."""
-    warnings.warn(message, HistoweaveWarning, stacklevel=3)
+    """Warn of a fallback, pointing at the line that called into histoweave."""
+    frame, depth, stacklevel = sys._getframe(), 0, 1
+    while frame is not None:
+        depth += 1
+        if frame.f_globals.get("__name__", "").partition(".")[0] == "histoweave":
+            stacklevel = depth + 1  # the caller of the outermost of our frames, whatever lies between them
+        frame = frame.f_back
+    warnings.warn(message, HistoweaveWarning, stacklevel=stacklevel)
 
 
 def listing(names: Collection[Any], limit: int = 12) -> str:
@@ -85,11 +92,11 @@ def require_matrix(values: Any, n_rows: int, *, name: str) -> np.ndarray:
     A row of NaN means that the observation has no such modality; a NaN anywhere else is an error.
     """
     array = np.asarray(values)
-    if array.ndim != 2 or array.shape[0] != n_rows:
-        msg = f"{name} must have shape ({n_rows}, n_features), got {array.shape}."
+    if array.ndim != 2 or array.shape[0] != n_rows or array.shape[1] == 0 or array.dtype.kind not in "fiub":
+        msg = f"{name} must be an array of numbers of shape ({n_rows}, n_features), got {array.shape} {array.dtype}."
         raise ValueError(msg)
     bad = ~np.isfinite(array)
-    partly = bad.any(axis=1) & ~bad.all(axis=1)
+    partly = bad.any(axis=1) & ~np.isnan(array).all(axis=1)
     if partly.any():
         msg = (
             f"{name} has NaN or infinite values in {int(partly.sum())} rows (first: row "
@@ -137,7 +144,7 @@ def require_labels(table: AnnData, labels_key: str, *, min_classes: int = 2, min
     column = table.obs[labels_key]
     missing = column.isna().to_numpy()
     values = column.astype(object).where(~missing, None)
-    names = values.map(_label_name, na_action="ignore")
+    names = values.map(label_name, na_action="ignore")
     names = names.where(names != "", None).where(~missing, None)
     if names.notna().sum() == 0:
         msg = (
@@ -156,7 +163,8 @@ def require_labels(table: AnnData, labels_key: str, *, min_classes: int = 2, min
     return pd.Series(names, index=table.obs_names, name=labels_key)
 
 
-def _label_name(value: Any) -> str:
+def label_name(value: Any) -> str:
+    """Return the name of a label: blanks at the ends removed, whole numbers without a decimal point."""
     if isinstance(value, float) and value.is_integer():  # a column of integers with gaps is read as float
         value = int(value)
     return str(value).strip()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from histoweave._validate import _label_name, listing
+from histoweave._validate import label_name, listing
 
 
 def label_array(values: Any, *, argument: str) -> np.ndarray:
@@ -25,7 +25,7 @@ def label_array(values: Any, *, argument: str) -> np.ndarray:
             "same rows of every other argument."
         )
         raise ValueError(msg)
-    return np.array([_label_name(value) for value in array], dtype=object)
+    return np.array([label_name(value) for value in array], dtype=object)
 
 
 def same_length(**arrays: Any) -> None:
@@ -39,7 +39,7 @@ def same_length(**arrays: Any) -> None:
 
 def class_list(classes: Sequence[Any]) -> list[str]:
     """Return class names as strings; a name that occurs twice raises."""
-    names = [_label_name(name) for name in classes]
+    names = [label_name(name) for name in classes]
     if len(set(names)) < len(names):
         msg = f"`classes` names a class twice: {listing(names)}."
         raise ValueError(msg)

@@ -12,7 +12,7 @@ import pandas as pd
 from histoweave import _keys
 from histoweave._calibration import um_per_pixel
 from histoweave._resolve import SectionImage, has_image, section_image
-from histoweave._validate import _label_name, listing, require_key, require_number, warn
+from histoweave._validate import label_name, listing, require_key, require_number, warn
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -48,7 +48,7 @@ def new_axes(ax: Any, n_rows: int, n_columns: int, panel: tuple[float, float]) -
 
 def class_names(column: pd.Series) -> np.ndarray:
     """Return the class of every row as text, ``None`` where it is missing."""
-    names = column.astype(object).map(_label_name, na_action="ignore").to_numpy(dtype=object)
+    names = column.astype(object).map(label_name, na_action="ignore").to_numpy(dtype=object)
     return np.where(pd.isna(names) | (names == ""), None, names)
 
 
@@ -94,7 +94,7 @@ def class_colors(table: AnnData, key: str, palette: Mapping[str, Any] | None = N
 
 def _categories(column: pd.Series) -> list[str]:
     if isinstance(column.dtype, pd.CategoricalDtype):
-        return [_label_name(name) for name in column.cat.categories]
+        return [label_name(name) for name in column.cat.categories]
     return sorted({name for name in class_names(column) if name is not None})
 
 
