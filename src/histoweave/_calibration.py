@@ -17,8 +17,8 @@ THEORETICAL_SPOT_UM = 65.0
 PRINTED_SPOT_UM = {"visium": 55.0, "st": 100.0}
 PITCH_UM = {"visium": 100.0, "st": 200.0}
 TOLERANCE = 0.05
-#: Sides of the two crops cut by default, in array pitches: the spot with its margin, and its surroundings.
-CROP_PITCHES = {_keys.CROPS: 1.1, _keys.CROPS_CONTEXT: 3.0}
+#: Sides of the crops cut by default, in array pitches: the spot itself, with its margin, and its surroundings.
+CROP_PITCHES = {_keys.CROPS_DETAIL: 0.55, _keys.CROPS: 1.1, _keys.CROPS_CONTEXT: 3.0}
 #: Steps (rows, columns) to the neighbours of a spot, half of them: the other half is their opposite.
 STEPS = {"hex": ((0, 2), (1, 1), (1, -1)), "square": ((0, 1), (1, 0))}
 

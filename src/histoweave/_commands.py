@@ -44,7 +44,6 @@ def run_demo(args: argparse.Namespace) -> None:
             batch_effect=0.3, labelled_fraction=0.3, random_state=args.seed,
         )  # fmt: skip
         new = (adata.obs["library_id"] == "section_4").to_numpy()
-        hw.pp.crops(adata, size_um={"crops": 110, "crops_context": 300})
         hw.pp.split(adata, by="donor", n_folds=None)
         run.say("cross-validating over patients, beside the nulls")
         scores = hw.tl.cross_validate(adata, model=hw.models.RegionClassifier(random_state=args.seed))
@@ -74,7 +73,7 @@ def run_classify(args: argparse.Namespace) -> None:
         model = hw.models.RegionClassifier(random_state=args.seed)
         if has_image(data, next(iter(sections(table)))):  # cut here, so that the buffer between blocks is as wide
             hw.pp.crops(data, size_um=default_sizes(data, table), out_px=model.out_px)
-        hidden, folds = hide_blocks(data, args.hide_blocks, args.seed)
+        hidden, folds = hide_blocks(data, args.hide_blocks, model.n_rings, args.seed)
         run.say("scoring on held-out blocks of tissue, beside the nulls")
         scores = hw.tl.cross_validate(data, model=model, folds=folds, random_state=args.seed)
         run.say("fitting on the labelled spots and mapping every spot")
@@ -137,7 +136,10 @@ class _Run:
         with atomic_path(self.out / files["data"]) as path:
             adata.write_h5ad(path)
         clf.save(self.out / files["model"], overwrite=True)
-        parts = [("Map", _map_figure(adata)), ("Scores on held-out tissue", [_scores_figure(scores), mean.reset_index("kind", drop=True)])]
+        parts = [
+            ("Map", _map_figure(adata)),
+            ("Scores on held-out tissue", [_scores_figure(scores), mean.reset_index("kind", drop=True)]),
+        ]
         if adata.obs["region_held_out"].any():
             parts += [("Held-out spots of the map", _check_figure(adata, "region_held_out"))]
         parts += [("Inner folds", ["Scores inside the training rows, per set of modalities.", clf.history])]
@@ -194,7 +196,7 @@ def read_section(args: argparse.Namespace) -> SpatialData:
     return data
 
 
-def hide_blocks(data: SpatialData, share: float | None, seed: int) -> tuple[np.ndarray, list[str] | None]:
+def hide_blocks(data: SpatialData, share: float | None, n_rings: int, seed: int) -> tuple[np.ndarray, list[str] | None]:
     """Deal the section to blocks; return the rows whose labels the map may not use, and the folds to score.
 
     Without ``share`` nothing is hidden and all folds are scored. With it, about that share of the rows is
@@ -202,10 +204,10 @@ def hide_blocks(data: SpatialData, share: float | None, seed: int) -> tuple[np.n
     """
     table = data.tables[_keys.TABLE]
     if share is None:
-        hw.pp.split(data, by="blocks", n_folds=N_BLOCK_FOLDS, random_state=seed)
+        hw.pp.split(data, by="blocks", n_folds=N_BLOCK_FOLDS, n_rings=n_rings, random_state=seed)
         return np.zeros(table.n_obs, dtype=bool), None
     n_folds = round(1 / min(share, 1 - share))
-    hw.pp.split(data, by="blocks", n_folds=n_folds, random_state=seed)
+    hw.pp.split(data, by="blocks", n_folds=n_folds, n_rings=n_rings, random_state=seed)
     fold = table.obs[_keys.FOLD].astype(str)
     first = sorted(set(fold) - {"nan"})[0]
     if share > 0.5:  # one fold to train on, the others hidden

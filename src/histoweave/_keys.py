@@ -15,6 +15,7 @@ ARRAY_COL: Final = "array_col"
 SPATIAL: Final = "spatial"  #: full-resolution pixel coordinates (x, y)
 CROPS: Final = "crops"
 CROPS_CONTEXT: Final = "crops_context"
+CROPS_DETAIL: Final = "crops_detail"
 X_IMAGE: Final = "X_image"
 X_GENE: Final = "X_gene"
 X_FUSED: Final = "X_fused"

@@ -17,10 +17,11 @@ def require_crops(table: AnnData, crops_key: str) -> tuple[Any, np.ndarray]:
     """Return the crops ``(n, height, width, 3)`` uint8 and which rows have any, shape ``(n,)``."""
     require_key(table.obsm, crops_key, where="adata.obsm", argument="crops_key", run="hw.pp.crops(...)")
     crops = table.obsm[crops_key]
-    if crops.ndim != 4 or crops.shape[3] != 3 or crops.dtype != np.uint8:
+    dtype = getattr(crops, "dtype", type(crops).__name__)
+    if crops.ndim != 4 or crops.shape[3] != 3 or dtype != np.uint8:
         msg = (
             f"`adata.obsm[{crops_key!r}]` must hold RGB crops (n, height, width, 3) uint8, got shape {crops.shape} "
-            f"{crops.dtype}. Cut them with `hw.pp.crops(...)`."
+            f"{dtype}. Cut them with `hw.pp.crops(...)`."
         )
         raise ValueError(msg)
     available = f"{crops_key}_available"

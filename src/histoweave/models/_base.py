@@ -52,7 +52,7 @@ class Model(ABC):
         path
             The folder to write. It appears under its name only when it is complete.
         overwrite
-            Replace an existing folder.
+            Replace an existing model.
 
         Returns
         -------
@@ -64,11 +64,12 @@ class Model(ABC):
         RuntimeError
             The model is not fitted.
         FileExistsError
-            The folder exists and ``overwrite`` is off.
+            The folder exists and ``overwrite`` is off, or what exists is not a saved model.
         PermissionError
             The parent folder cannot be written to.
         """
         config, arrays = self._state()
+        _require_replaceable(Path(path), overwrite)
         header = {
             "model": type(self).__name__,
             "format": FORMAT,
@@ -76,7 +77,7 @@ class Model(ABC):
         }
         with atomic_path(path, overwrite=overwrite) as folder:
             folder.mkdir()
-            save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, folder / WEIGHTS)
+            save_file({k: np.asarray(v, order="C") for k, v in arrays.items()}, folder / WEIGHTS)
             text = json.dumps(header | config, indent=1, ensure_ascii=False, default=_to_json)
             (folder / CONFIG).write_text(text, encoding="utf-8")
             card = [
@@ -119,23 +120,31 @@ class Model(ABC):
         except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
             msg = f"The model folder {str(folder)!r} is damaged: {error}"
             raise ValueError(msg) from error
-        if config.get("format", 0) > FORMAT:
+        if not isinstance(config, dict) or not {"model", "format", "versions"} <= set(config):
+            msg = f"{str(folder / CONFIG)!r} was not written by histoweave: it does not say which model it describes."
+            raise ValueError(msg)
+        if config["format"] > FORMAT:
             msg = (
-                f"{str(folder)!r} was saved by histoweave {config.get('versions', {}).get('histoweave')} in a newer "
-                "format. Update histoweave."
+                f"{str(folder)!r} was saved by histoweave {config['versions'].get('histoweave')} in a newer format. "
+                "Update histoweave."
             )
             raise ValueError(msg)
-        kind = Model._registry.get(config.get("model", ""))
+        kind = Model._registry.get(config["model"])
         if kind is None or not issubclass(kind, cls):
-            msg = (
-                f"{str(folder)!r} holds a {config.get('model')!r}; load it with `hw.models.{config.get('model')}.load`."
-            )
+            msg = f"{str(folder)!r} holds a {config['model']!r}; load it with `hw.models.{config['model']}.load`."
             raise ValueError(msg)
         try:
             return kind._from_state(config, arrays)
-        except (KeyError, IndexError) as error:
-            msg = f"The model folder {str(folder)!r} is damaged: {error} is missing."
+        except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
+            msg = f"The model folder {str(folder)!r} is damaged ({type(error).__name__}: {error})."
             raise ValueError(msg) from error
+
+
+def _require_replaceable(folder: Path, overwrite: bool) -> None:
+    """Raise unless ``folder`` is free, or a model that may be replaced: other files are never removed."""
+    if folder.exists() and overwrite and not (folder / CONFIG).is_file():
+        msg = f"{str(folder)!r} exists and is not a saved model; it is not replaced. Choose another path."
+        raise FileExistsError(msg)
 
 
 def prefixed(prefix: str, arrays: Mapping[str, np.ndarray]) -> Arrays:
@@ -160,5 +169,7 @@ def _to_json(value: Any) -> Any:
         return value.item()
     if isinstance(value, np.ndarray | tuple | set):
         return list(value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     msg = f"Cannot save a {type(value).__name__} in {CONFIG}."
     raise TypeError(msg)

@@ -44,8 +44,8 @@ class RegionClassifier(Model):
     fusion
         ``"stack"`` or ``"concat"``, see :class:`FusionClassifier`.
     crop_um
-        Sides of the crops in um by ``obsm`` key. Default: 1.1 and 3 array pitches as ``"crops"`` and
-        ``"crops_context"`` (for Visium 110 and 300 um), or the crops that the table has.
+        Sides of the crops in um by ``obsm`` key. Default: 0.55, 1.1 and 3 array pitches as ``"crops_detail"``,
+        ``"crops"`` and ``"crops_context"`` (for Visium 55, 110 and 300 um), or those of them the table has.
     out_px
         Side of a crop in pixels.
     n_rings
@@ -86,7 +86,7 @@ class RegionClassifier(Model):
         fusion: str = "stack",
         crop_um: Mapping[str, float] | None = None,
         out_px: int = 64,
-        n_rings: int = 2,
+        n_rings: int = 1,
         coverage: float = 0.9,
         image_options: Mapping[str, Any] | None = None,
         gene_options: Mapping[str, Any] | None = None,

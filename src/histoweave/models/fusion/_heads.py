@@ -85,7 +85,7 @@ class ForestHead:
         forest = ExtraTreesClassifier(
             self.n_trees,
             min_samples_leaf=self.min_leaf,
-            class_weight="balanced_subsample",
+            class_weight="balanced",
             random_state=seed,
             n_jobs=1,
         ).fit(X, y)

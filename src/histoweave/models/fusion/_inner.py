@@ -17,7 +17,7 @@ LINEAR_C = (0.003, 0.03, 0.3)
 
 def inner_folds(y: np.ndarray, groups: np.ndarray, n_folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return ``(train, test)`` row numbers that never split a group and keep classes balanced where they can."""
-    n_folds = min(n_folds, len(np.unique(groups)))
+    n_folds = min(n_folds, len(np.unique(groups)), np.bincount(y).max())  # what the splitter can deal
     if n_folds < 2:
         return []
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)

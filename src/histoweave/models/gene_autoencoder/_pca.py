@@ -68,6 +68,7 @@ class GenePCA(Model):
         require_number(n_top_genes, argument="n_top_genes", at_least=2, integer=True)
         require_number(target_sum, argument="target_sum", above=0)
         require_number(min_share, argument="min_share", above=0, at_most=1)
+        require_number(random_state, argument="random_state", at_least=0, integer=True)
         self.n_components, self.n_top_genes = int(n_components), int(n_top_genes)
         self.target_sum, self.min_share = float(target_sum), float(min_share)
         self.random_state = int(random_state)

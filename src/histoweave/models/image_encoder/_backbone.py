@@ -37,7 +37,7 @@ class Backbone(nn.Module):
     def forward(self, crops: torch.Tensor) -> torch.Tensor:
         """Turn crops ``(n, height, width, 3)`` uint8 into features ``(n, d)``."""
         x = crops.permute(0, 3, 1, 2).float() / 255
-        if self.size is not None and x.shape[-1] != self.size:
+        if self.size is not None and x.shape[-2:] != (self.size, self.size):
             x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True)
         x = ((x - self.mean) / self.sd).contiguous(memory_format=torch.channels_last)
         return self.network(x)

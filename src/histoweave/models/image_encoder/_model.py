@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 METHODS = ("statistics", "pretrained")
-FEATURES = "image_features"  # obsm key of features computed before, so that folds share one pass over the pixels
+FEATURES = "_histoweave_image_features"  # obsm key of features computed before, so that folds share one pass over the pixels
 MIN_PX = 16  # below this the coarsest texture band is a single pixel
 
 
@@ -89,6 +89,7 @@ class ImageEncoder(Model):
         self.backbone, self.weights = backbone, None if weights is None else str(weights)
         self.n_components = n_components if n_components or method == "statistics" else 64
         self.batch_size, self.device, self.precision = int(batch_size), device, precision
+        require_number(random_state, argument="random_state", at_least=0, integer=True)
         self.random_state = int(random_state)
         self.sections_seen: list[str] | None = None
         self._network: Backbone | None = None
@@ -167,8 +168,7 @@ class ImageEncoder(Model):
         Parameters
         ----------
         table
-            A table with the crops, or with ``obsm["image_features"]``: this function's result for them, which
-            is then used as it is.
+            A table with the crops.
         """
         if FEATURES in table.obsm:
             return np.asarray(table.obsm[FEATURES])
