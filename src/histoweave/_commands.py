@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ["macro_f1", "balanced_accuracy", "accuracy", "adjusted_rand", "roc_auc", "log_loss", "ece"]
 N_BLOCK_FOLDS = 4
+MIN_SPOTS = 5  # labelled spots a region needs to be learned at all
 COUNTS, SPOTS = ("*count*.tsv*", "*stdata*.tsv*"), ("*selection*.tsv", "*spot*.tsv")  # as legacy ST names them
 IMAGES = ("*.jpg", "*.jpeg", "*.png", "*.tif", "*.tiff", "*.btf")
 
@@ -200,21 +201,27 @@ def hide_blocks(data: SpatialData, share: float | None, n_rings: int, seed: int)
     """Deal the section to blocks; return the rows whose labels the map may not use, and the folds to score.
 
     Without ``share`` nothing is hidden and all folds are scored. With it, about that share of the rows is
-    hidden, and the buffer around them, and the fold that scores them is the only one.
+    hidden, and the buffer around them, and the fold that scores them is the only one: the one that leaves the
+    most regions to learn from.
     """
     table = data.tables[_keys.TABLE]
     if share is None:
         hw.pp.split(data, by="blocks", n_folds=N_BLOCK_FOLDS, n_rings=n_rings, random_state=seed)
         return np.zeros(table.n_obs, dtype=bool), None
-    n_folds = round(1 / min(share, 1 - share))
-    hw.pp.split(data, by="blocks", n_folds=n_folds, n_rings=n_rings, random_state=seed)
+    hw.pp.split(data, by="blocks", n_folds=round(1 / min(share, 1 - share)), n_rings=n_rings, random_state=seed)
     fold = table.obs[_keys.FOLD].astype(str)
-    first = sorted(set(fold) - {"nan"})[0]
-    if share > 0.5:  # one fold to train on, the others hidden
-        table.obs[_keys.FOLD] = np.where(fold == first, "visible", "hidden")
-        first = "hidden"
-    (chosen,) = [f for f in iter_folds(table) if f.name == first]
-    return ~chosen.train, [first]
+    designs = []
+    for name in sorted(set(fold) - {"nan"}):
+        if share > 0.5:  # one fold to train on, the others hidden
+            table.obs[_keys.FOLD] = np.where(fold == name, "visible", "hidden")
+        tested = "hidden" if share > 0.5 else name
+        (chosen,) = [f for f in iter_folds(table) if f.name == tested]
+        regions = table.obs.loc[chosen.train, _keys.REGION].value_counts()
+        designs.append((int((regions >= MIN_SPOTS).sum()), int(regions.sum()), name, tested, chosen.train))
+    # by what is left to learn from, never by scores
+    _, _, name, tested, train = max(designs, key=lambda design: design[:2])
+    table.obs[_keys.FOLD] = np.where(fold == name, "visible", "hidden") if share > 0.5 else fold
+    return ~train, [tested]
 
 
 def _inside(folder: Path, path: Path | None) -> Path | None:
