@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ def crop_batches(
     """
     chunks = getattr(crops, "chunks", None)
     edges = np.concatenate([[0], np.cumsum(chunks[0])]) if chunks else np.arange(0, len(crops) + batch_size, batch_size)
-    spans = [(a, min(b, len(crops))) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    spans = [(a, min(b, len(crops))) for a, b in pairwise(edges)]
     wanted = np.zeros(len(crops), dtype=bool)
     wanted[rows] = True
     for start, stop in track(spans, description, unit="batch"):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import pandas as pd
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -155,6 +156,13 @@ def prefixed(prefix: str, arrays: Mapping[str, np.ndarray]) -> Arrays:
 def subset(prefix: str, arrays: Mapping[str, np.ndarray]) -> Arrays:
     """Return the arrays whose name starts with ``prefix.``, without it."""
     return {name[len(prefix) + 1 :]: value for name, value in arrays.items() if name.startswith(prefix + ".")}
+
+
+def markdown_table(frame: pd.DataFrame) -> list[str]:
+    """Return the lines of a table for the model card."""
+    rows = [[f"{v:.3f}" if isinstance(v, float) else str(v) for v in row] for row in frame.itertuples(index=False)]
+    table = [list(frame.columns), ["---"] * frame.shape[1], *rows]
+    return ["| " + " | ".join(row) + " |" for row in table]
 
 
 def require_fitted(model: Any, attribute: str) -> None:

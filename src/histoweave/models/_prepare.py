@@ -15,9 +15,9 @@ from histoweave._calibration import CROP_PITCHES, array_pitch_um, um_per_pixel
 from histoweave._record import recorded
 from histoweave._resolve import get_table, has_image, replace_table, section_column, sections
 from histoweave._validate import listing, require_labels, warn
-from histoweave.models.gene_autoencoder._pca import raw_counts
 from histoweave.pp._blocks import cut_blocks
 from histoweave.pp._crops import crops
+from histoweave.pp._expression import raw_counts
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -30,7 +30,7 @@ def light_table(
     data: AnnData | SpatialData,
     *,
     crop_um: Mapping[str, float] | None,
-    out_px: int,
+    out_px: int | Mapping[str, int],
     image: bool,
     genes: bool,
     layer: str | None,
@@ -40,11 +40,12 @@ def light_table(
 ) -> tuple[AnnData, dict[str, float | None]]:
     """Return a table with counts in ``X``, crops in ``obsm`` and what neighbourhoods need; ``data`` is not changed.
 
-    Crops that are there already are used when their recorded size is the wanted one; others are cut.
+    Crops that are there already are used when their recorded size is the wanted one and, where ``out_px`` names
+    their sides, these are right too; others are cut.
     Also returned: the size of every kind of crop in um (``None`` where unknown), empty without images.
     """
     table = get_table(data, table_key)
-    counts = raw_counts(table, layer) if genes and table.n_vars and _has_matrix(table, layer) else None
+    counts = raw_counts(table, layer)[0] if genes and table.n_vars and _has_matrix(table, layer) else None
     if counts is not None and counts.nnz == 0:
         counts = None
     obs = table.obs.copy(deep=False)
@@ -109,12 +110,18 @@ def recorded_um(table: AnnData, key: str) -> float | None:
 
 
 def _add_crops(
-    data: Any, table: AnnData, light: AnnData, sizes: Mapping[str, float | None], out_px: int, table_key: str
+    data: Any,
+    table: AnnData,
+    light: AnnData,
+    sizes: Mapping[str, float | None],
+    out_px: int | Mapping[str, int],
+    table_key: str,
 ) -> dict[str, float | None]:
-    missing = {}
+    missing, sides = {}, dict(out_px) if isinstance(out_px, Mapping) else {}
     for key, size in sizes.items():
         found = recorded_um(table, key)
-        if key in table.obsm and (size is None or found is None or abs(found / size - 1) < 0.02):
+        fits = size is None or found is None or abs(found / size - 1) < 0.02
+        if key in table.obsm and fits and table.obsm[key].shape[1] == sides.get(key, table.obsm[key].shape[1]):
             light.obsm[key] = table.obsm[key]
             if f"{key}_available" in table.obs:
                 light.obs[f"{key}_available"] = table.obs[f"{key}_available"]
@@ -122,9 +129,10 @@ def _add_crops(
             missing[key] = size
     pictured = any(has_image(data, name, table_key=table_key) for name in sections(light))
     if missing and (not pictured or _keys.SPATIAL not in light.obsm):
-        if len(missing) < len(sizes):
+        if len(missing) < len(sizes) or any(key in table.obsm for key in missing):
+            wanted = ", ".join(f"{k} of {v or '?'} um, {sides.get(k, out_px)} px" for k, v in missing.items())
             msg = (
-                f"Crops {listing(missing)} are missing and there is no image to cut them from. Run `hw.pp.crops(...)`."
+                f"There is no image to cut crops from, and the table lacks {wanted}. Cut them with `hw.pp.crops(...)`."
             )
             raise KeyError(msg)
         return {}
@@ -134,11 +142,11 @@ def _add_crops(
             "here. Pass a table with these crops in `adata.obsm`."
         )
         raise KeyError(msg)
-    if missing:
+    for px in sorted({sides.get(key, out_px) for key in missing}):
         crops(
             replace_table(data, light, table_key),
-            size_um=missing,
-            out_px=out_px,
+            size_um={key: size for key, size in missing.items() if sides.get(key, out_px) == px},
+            out_px=px,
             lazy=table.n_obs > LAZY_FROM,
             table_key=table_key,
         )

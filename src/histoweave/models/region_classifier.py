@@ -11,13 +11,13 @@ import pandas as pd
 from histoweave import _keys
 from histoweave._random import child_seeds
 from histoweave._resolve import get_table, sections
-from histoweave._validate import listing, require_choice, require_number, warn
+from histoweave._validate import listing, require_choice, require_key, require_number, warn
 from histoweave.models._base import Arrays, Model, prefixed, require_fitted, subset
 from histoweave.models._prepare import inner_groups, light_table, masked_labels
 from histoweave.models.fusion import FusionClassifier
 from histoweave.models.gene_autoencoder import GenePCA
 from histoweave.models.image_encoder import ImageEncoder
-from histoweave.models.image_encoder._model import FEATURES
+from histoweave.models.image_encoder._model import FEATURES, MIN_PX
 from histoweave.pp._context import context_features
 from histoweave.pp._graph import ring_graphs
 
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 MODALITIES = ("image", "gene")
+ARGUMENTS = (
+    "image", "genes", "fusion", "crop_um", "out_px", "n_rings", "coverage", "image_options", "gene_options",
+    "random_state",
+)  # fmt: skip
 
 
 class RegionClassifier(Model):
@@ -47,7 +51,7 @@ class RegionClassifier(Model):
         Sides of the crops in um by ``obsm`` key. Default: 0.55, 1.1 and 3 array pitches as ``"crops_detail"``,
         ``"crops"`` and ``"crops_context"`` (for Visium 55, 110 and 300 um), or those of them the table has.
     out_px
-        Side of a crop in pixels.
+        Side of a crop in pixels, at least 16; crops that the table has keep theirs.
     n_rings
         Rings of neighbours whose mean embedding is added, 0 for none.
     coverage
@@ -98,30 +102,25 @@ class RegionClassifier(Model):
             msg = "`image` and `genes` are both None: nothing to learn from."
             raise ValueError(msg)
         require_number(n_rings, argument="n_rings", at_least=0, integer=True)
+        require_number(out_px, argument="out_px", at_least=MIN_PX, integer=True)
+        for key, size in (crop_um or {}).items():
+            require_number(size, argument=f"crop_um[{key!r}]", above=0)
         self.image, self.genes, self.fusion = image, genes, fusion
         self.crop_um = dict(crop_um) if crop_um else None
         self.out_px, self.n_rings, self.coverage = int(out_px), int(n_rings), float(coverage)
         self.image_options, self.gene_options = dict(image_options or {}), dict(gene_options or {})
-        self.random_state = int(random_state)
-        FusionClassifier(fusion, coverage=coverage)  # wrong arguments are told now, not after the embedding
+        self.random_state = random_state
+        # wrong arguments are told now, not after the embedding
+        FusionClassifier(fusion, coverage=coverage, random_state=random_state)
+        if image is not None:
+            ImageEncoder(**{"method": image} | self.image_options)
+        GenePCA(**self.gene_options)
         self.classes: list[str] | None = None
 
     @property
     def arguments(self) -> dict[str, Any]:
         """The arguments it was made with: ``RegionClassifier(**clf.arguments)`` is an unfitted twin."""
-        names = (
-            "image",
-            "genes",
-            "fusion",
-            "crop_um",
-            "out_px",
-            "n_rings",
-            "coverage",
-            "image_options",
-            "gene_options",
-            "random_state",
-        )
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in ARGUMENTS}
 
     def fit(
         self,
@@ -164,27 +163,20 @@ class RegionClassifier(Model):
             No label, a single region, or neither image nor counts.
         """
         labels = masked_labels(get_table(data, table_key), labels_key)
-        keys = {
-            "layer": layer,
-            "library_key": library_key,
-            "spatial_key": spatial_key,
-            "table_key": table_key,
-        }
-        light, self._sizes = self._light(data, self.crop_um, **keys)
+        keys = {"layer": layer, "library_key": library_key, "spatial_key": spatial_key, "table_key": table_key}
+        self.classes = None  # not fitted again until all is done
+        light, self._sizes = self._light(data, self.crop_um, self.out_px, MODALITIES, **keys)
+        self._px = {key: int(light.obsm[key].shape[1]) for key in self._sizes}
+        self._located = _keys.SPATIAL in light.obsm
         features = self._fit_encoders(light)
         return self._fit_fusion(light, features, labels)
 
     def _light(
-        self, data: AnnData | SpatialData, crop_um: Mapping[str, float] | None, **keys: Any
+        self, data: Any, crop_um: Any, out_px: int | Mapping[str, int], modalities: Sequence[str], **keys: Any
     ) -> tuple[AnnData, dict]:
-        return light_table(
-            data,
-            crop_um=crop_um,
-            out_px=self.out_px,
-            image=self.image is not None,
-            genes=self.genes is not None,
-            **keys,
-        )
+        asked = {"image": self.image is not None and "image" in modalities,
+                 "genes": self.genes is not None and "gene" in modalities}  # fmt: skip
+        return light_table(data, crop_um=crop_um, out_px=out_px, **asked, **keys)
 
     def _new_encoders(self, light: AnnData) -> dict[str, Any]:
         """Return encoders, not fitted, for the modalities that the table has."""
@@ -201,10 +193,7 @@ class RegionClassifier(Model):
         """Fit the encoders and return the features of the table they were fitted on."""
         self._encoders = self._new_encoders(light)
         if not self._encoders:
-            msg = (
-                "The table has neither images or crops nor counts that this model may use. Read the section with "
-                "`hw.io.read_visium`, or see `image=` and `genes=`."
-            )
+            msg = "The table has neither images, crops nor counts that this model may use, see `image=` and `genes=`."
             raise ValueError(msg)
         self.sections_seen = list(sections(light))
         return self._with_context(light, {name: e.fit_embed(light) for name, e in self._encoders.items()})
@@ -220,7 +209,7 @@ class RegionClassifier(Model):
     def _features(self, light: AnnData) -> dict[str, np.ndarray]:
         """Embeddings with their neighbourhood, per modality that the table has; NaN rows lack it."""
         found = {}
-        if "image" in self._encoders and self._has_crops(light):
+        if "image" in self._encoders and (FEATURES in light.obsm or all(key in light.obsm for key in self._sizes)):
             found["image"] = self._encoders["image"].embed(light)
         if "gene" in self._encoders and light.n_vars:
             encoder = self._encoders["gene"]
@@ -237,9 +226,6 @@ class RegionClassifier(Model):
             raise ValueError(msg)
         return self._with_context(light, found)
 
-    def _has_crops(self, light: AnnData) -> bool:
-        return FEATURES in light.obsm or all(key in light.obsm for key in self._sizes)
-
     def _with_context(self, light: AnnData, found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Put the mean embedding of each ring of neighbours beside every spot's own."""
         if not self.n_rings or _keys.SPATIAL not in light.obsm:
@@ -247,9 +233,17 @@ class RegionClassifier(Model):
         rings = ring_graphs(light, n_rings=self.n_rings)
         return {name: context_features(values, rings) for name, values in found.items()}
 
-    def _encode(self, data: AnnData | SpatialData, **keys: Any) -> tuple[AnnData, dict[str, np.ndarray]]:
+    def _encode(
+        self, data: AnnData | SpatialData, modalities: Sequence[str] | str | None, **keys: Any
+    ) -> tuple[AnnData, dict[str, np.ndarray]]:
+        """Return the light table and its features of the modalities asked for, all that were fitted by default."""
         require_fitted(self, "classes")
-        light, _ = self._light(data, self._sizes or None, **keys)
+        modalities = [modalities] if isinstance(modalities, str) else modalities or list(self._encoders)
+        for name in modalities:
+            require_choice(name, tuple(self._encoders), argument="modalities")
+        light, _ = self._light(data, self._sizes, self._px, modalities, **keys)
+        if self.n_rings and self._located:
+            require_key(light.obsm, _keys.SPATIAL, where="adata.obsm", argument="spatial_key")
         return light, self._features(light)
 
     def predict_proba(
@@ -273,15 +267,8 @@ class RegionClassifier(Model):
         layer, library_key, spatial_key, table_key
             As for :meth:`fit`.
         """
-        keys = {
-            "layer": layer,
-            "library_key": library_key,
-            "spatial_key": spatial_key,
-            "table_key": table_key,
-        }
-        light, features = self._encode(data, **keys)
-        p = self._fusion.predict_proba(features, modalities=self._wanted(modalities))
-        return pd.DataFrame(p, index=light.obs_names, columns=self.classes)
+        keys = {"layer": layer, "library_key": library_key, "spatial_key": spatial_key, "table_key": table_key}
+        return self._predict(data, modalities, **keys)[1]
 
     def predict(
         self,
@@ -305,34 +292,20 @@ class RegionClassifier(Model):
         A DataFrame with one row a spot: ``predicted``, ``confidence`` (its probability), ``abstain``, and
         ``modalities`` (what it was predicted from, ``"gene+image"``; empty where the spot has neither).
         """
-        keys = {
-            "layer": layer,
-            "library_key": library_key,
-            "spatial_key": spatial_key,
-            "table_key": table_key,
-        }
+        keys = {"layer": layer, "library_key": library_key, "spatial_key": spatial_key, "table_key": table_key}
         return self._predict(data, modalities, **keys)[0]
 
     def _predict(
         self, data: AnnData | SpatialData, modalities: Sequence[str] | None = None, **keys: Any
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Return ``(predictions, probabilities)`` from one pass through the encoders."""
-        light, features = self._encode(data, **keys)
-        wanted = self._wanted(modalities)
-        frame = self._fusion.predict(features, modalities=wanted).set_index(light.obs_names)
-        used = [m for m in sorted(features) if wanted is None or m in wanted]
+        light, features = self._encode(data, modalities, **keys)
+        frame = self._fusion.predict(features).set_index(light.obs_names)
+        used = sorted(features)
         here = np.stack([~np.isnan(features[m]).any(axis=1) for m in used], axis=1)
         frame["modalities"] = ["+".join(np.asarray(used)[row]) for row in here]
-        p = self._fusion.predict_proba(features, modalities=wanted)
+        p = self._fusion.predict_proba(features)
         return frame, pd.DataFrame(p, index=light.obs_names, columns=self.classes)
-
-    def _wanted(self, modalities: Sequence[str] | None) -> list[str] | None:
-        if modalities is None:
-            return None
-        modalities = [modalities] if isinstance(modalities, str) else list(modalities)
-        for name in modalities:
-            require_choice(name, MODALITIES, argument="modalities")
-        return modalities
 
     def modality_weights(self) -> pd.Series:
         """Return how much the combination of both trusts each modality (``fusion="stack"`` only)."""
@@ -341,13 +314,9 @@ class RegionClassifier(Model):
 
     def _state(self) -> tuple[dict[str, Any], Arrays]:
         require_fitted(self, "classes")
-        config: dict[str, Any] = {
-            "arguments": self.arguments,
-            "sizes_um": self._sizes,
-            "sections_seen": self.sections_seen,
-            "inner_groups": self.inner_groups,
-            "parts": {},
-        }
+        config: dict[str, Any] = {"arguments": self.arguments, "sizes_um": self._sizes, "sizes_px": self._px}
+        config |= {"located": self._located, "sections_seen": self.sections_seen, "inner_groups": self.inner_groups}
+        config["parts"] = {}
         arrays: Arrays = {}
         for name, part in {**self._encoders, "fusion": self._fusion}.items():
             config["parts"][name], values = part._state()
@@ -357,8 +326,8 @@ class RegionClassifier(Model):
     @classmethod
     def _from_state(cls, config: dict[str, Any], arrays: Arrays) -> Self:
         model = cls(**config["arguments"])
-        model._sizes, model.sections_seen = config["sizes_um"], config["sections_seen"]
-        model.inner_groups = config["inner_groups"]
+        model._sizes, model._px, model._located = config["sizes_um"], config["sizes_px"], config["located"]
+        model.sections_seen, model.inner_groups = config["sections_seen"], config["inner_groups"]
         kinds = {"image": ImageEncoder, "gene": GenePCA, "fusion": FusionClassifier}
         parts = {n: kinds[n]._from_state(c, subset(n, arrays)) for n, c in config["parts"].items()}
         model._fusion = parts.pop("fusion")
@@ -368,19 +337,14 @@ class RegionClassifier(Model):
 
     def _card(self) -> list[str]:
         sizes = ", ".join(f"{k} {v:.0f} um" if v else f"{k} of unknown size" for k, v in self._sizes.items())
-        lines = [
+        return [
             f"- sections seen: {', '.join(self.sections_seen)}",
             f"- crops: {sizes or 'none'}",
             f"- neighbourhood rings: {self.n_rings}",
             f"- inner folds keep together: {self.inner_groups}",
-        ]
-        for part in (*self._encoders.values(), self._fusion):
-            lines += part._card()
-        return [
-            *lines,
+            *(line for part in (*self._encoders.values(), self._fusion) for line in part._card()),
             "",
             "## Intended use",
             "",
-            "Research. Regions are those of the labelled sections; other tissue, "
-            "stains or chemistries need their own check before the map is believed.",
+            "Research. Other tissue, stains or chemistries need their own check before the map is believed.",
         ]

@@ -115,7 +115,9 @@ def expression(
     require_number(min_spots, argument="min_spots", at_least=1, integer=True)
     require_number(min_counts, argument="min_counts", at_least=1)
     out, table = working_copy(data, table_key, copy=copy)
-    counts, source = _counts(table, layer)
+    if layer is None and _keys.COUNTS in table.layers and recorded(table, "expression"):
+        warn("`pp.expression` was run before; it starts again from `adata.layers['counts']`.")
+    counts, source = raw_counts(table, layer)
     total = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
     ok = total >= min_counts
     _require_signal(ok, total, source, min_counts)
@@ -144,8 +146,16 @@ def expression(
     return out if copy else None
 
 
-def _counts(table: AnnData, layer: str | None) -> tuple[sp.csr_matrix, str]:
-    """The raw counts, checked, as a CSR matrix without stored zeros, and where they were found."""
+def raw_counts(table: AnnData, layer: str | None = None) -> tuple[sp.csr_matrix, str]:
+    """Return the raw counts, checked, as a CSR matrix without stored zeros, and where they were found.
+
+    Parameters
+    ----------
+    table
+        The table, not changed.
+    layer
+        Layer of the raw counts. Default: ``layers["counts"]`` where it exists, else ``X``.
+    """
     if table.n_vars == 0:
         msg = "The table has no genes. Read the section with its counts, or work with the image alone."
         raise ValueError(msg)
@@ -157,8 +167,6 @@ def _counts(table: AnnData, layer: str | None) -> tuple[sp.csr_matrix, str]:
         require_key(table.layers, layer, where="adata.layers", argument="layer")
     elif _keys.COUNTS in table.layers:
         layer = _keys.COUNTS
-        if recorded(table, "expression"):
-            warn("`pp.expression` was run before; it starts again from `adata.layers['counts']`.")
     where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
     matrix = table.X if layer is None else table.layers[layer]
     if hasattr(matrix, "compute"):

@@ -17,6 +17,7 @@ from histoweave.metrics import classification
 from histoweave.models import RegionClassifier
 from histoweave.models._prepare import masked_labels
 from histoweave.models.image_encoder._model import FEATURES
+from histoweave.models.region_classifier import MODALITIES
 from histoweave.pp._split import Fold, iter_folds, leakage
 from histoweave.tl._nulls import predict_nulls
 from histoweave.tl._write import write_prediction
@@ -114,7 +115,7 @@ def cross_validate(
     model = model or RegionClassifier()
     twin = RegionClassifier(**model.arguments)
     keys = {"layer": layer, "library_key": library_key, "spatial_key": spatial_key, "table_key": table_key}
-    light, sizes = twin._light(data, twin.crop_um, **keys)
+    light, sizes = twin._light(data, twin.crop_um, twin.out_px, MODALITIES, **keys)
     twin._sizes = sizes
     # judged on the table that knows how wide the crops of this model are
     where = {"fold_key": fold_key, "library_key": _keys.LIBRARY, "spatial_key": _keys.SPATIAL}

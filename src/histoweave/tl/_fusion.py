@@ -131,7 +131,10 @@ def _embedding_keys(table: AnnData, keys: Mapping[str, str] | None) -> dict[str,
         if there:
             found[name] = there[0]
     if not found:
-        msg = f"No embedding in `adata.obsm` (available: {listing(table.obsm)}). Run `{run}` first, or name them with `keys=`."
+        msg = (
+            f"No embedding in `adata.obsm` (available: {listing(table.obsm)}). Run `{run}` first, or name them with "
+            "`keys=`."
+        )
         raise KeyError(msg)
     return found
 

@@ -15,16 +15,18 @@ Head = LinearHead | ForestHead
 LINEAR_C = (0.003, 0.03, 0.3)
 
 
-def inner_folds(y: np.ndarray, groups: np.ndarray, n_folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return ``(train, test)`` row numbers that never split a group and keep classes balanced where they can."""
+def inner_folds(y: np.ndarray, groups: np.ndarray, n_folds: int, seed: int) -> np.ndarray:
+    """Return the fold of every row: groups are never split, classes balanced where they can be; -1 without folds."""
+    fold = np.full(len(y), -1)
     n_folds = min(n_folds, len(np.unique(groups)), np.bincount(y).max())  # what the splitter can deal
     if n_folds < 2:
-        return []
+        return fold
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():  # a class smaller than the number of folds is expected here and dealt with below
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
-        folds = list(splitter.split(np.zeros(len(y)), y, groups))
-    return [(train, test) for train, test in folds if len(test) and len(np.unique(y[train])) > 1]
+        for i, (_, test) in enumerate(splitter.split(np.zeros(len(y)), y, groups)):
+            fold[test] = i
+    return fold
 
 
 def candidates(kinds: tuple[str, ...]) -> Iterator[tuple[str, list[Head]]]:
@@ -38,13 +40,15 @@ def fit_head(
     X: np.ndarray,
     y: np.ndarray,
     n_classes: int,
-    folds: list[tuple[np.ndarray, np.ndarray]],
+    fold: np.ndarray,
     seed: int,
 ) -> tuple[Head, np.ndarray]:
     """Choose a setting on the inner folds, refit it on all rows, return ``(head, probabilities out of fold)``.
 
-    Probabilities are NaN for rows that no inner fold tests, or whose class its training part lacks.
+    Probabilities are NaN for rows of no fold, and for rows whose class the rows outside their fold lack.
     """
+    masks = [fold == i for i in np.unique(fold[fold >= 0])]
+    folds = [(np.flatnonzero(~test), np.flatnonzero(test)) for test in masks if len(np.unique(y[~test])) > 1]
     best, best_loss, best_p = kind_settings[0], np.inf, np.full((len(y), n_classes), np.nan)
     for head in kind_settings if folds else []:
         p = np.full((len(y), n_classes), np.nan)

@@ -11,14 +11,16 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from histoweave._random import child_seeds
-from histoweave._validate import listing, require_choice, require_matrix, require_number, warn
+from histoweave._validate import label_name, listing, require_choice, require_matrix, require_number, warn
 from histoweave.metrics import classification
-from histoweave.models._base import Arrays, Model, prefixed, require_fitted, subset
+from histoweave.models._base import Arrays, Model, markdown_table, prefixed, require_fitted, subset
 from histoweave.models.fusion._heads import HEADS
 from histoweave.models.fusion._inner import candidates, fit_head, inner_folds
 from histoweave.models.fusion._pool import LogPool
 
 METHODS = ("stack", "concat")
+ARGUMENTS = ("method", "heads", "coverage", "n_inner", "random_state")
+FITTED = ("classes", "modalities", "widths", "thresholds")
 Subset = tuple[str, ...]
 
 
@@ -49,7 +51,9 @@ class FusionClassifier(Model):
     classes
         Class names in the order of the probability columns.
     modalities
-        Names of the blocks it was fitted on.
+        Names of the blocks it was fitted on, in order.
+    widths
+        Number of columns of each.
     thresholds
         Confidence below which it abstains, per subset of modalities.
     history
@@ -81,10 +85,15 @@ class FusionClassifier(Model):
         random_state: int = 0,
     ) -> None:
         require_choice(method, METHODS, argument="method")
+        heads = (heads,) if isinstance(heads, str) else heads
         for head in heads:
             require_choice(head, tuple(HEADS), argument="heads")
         require_number(coverage, argument="coverage", above=0, at_most=1)
         require_number(n_inner, argument="n_inner", at_least=2, integer=True)
+        require_number(random_state, argument="random_state", at_least=0, integer=True)
+        if not heads:
+            msg = f"`heads` is empty; name one or more of {listing(HEADS)}."
+            raise ValueError(msg)
         self.method, self.heads, self.coverage = method, tuple(heads), float(coverage)
         self.n_inner, self.random_state = int(n_inner), int(random_state)
         self.classes: list[str] | None = None
@@ -101,7 +110,7 @@ class FusionClassifier(Model):
         Parameters
         ----------
         features
-            Modality name to array ``(n, d)``; a row of NaN has no such modality.
+            Modality name (without ``"+"`` and ``":"``) to array ``(n, d)``; a row of NaN has no such modality.
         labels
             Class names ``(n,)``; missing (``None`` or NaN) for unlabelled rows, which are left out.
         groups
@@ -117,23 +126,28 @@ class FusionClassifier(Model):
         ValueError
             Fewer than two classes, no features, or features that are partly NaN.
         """
-        labels = pd.Series(np.asarray(labels, dtype=object))
+        labels = pd.Series(np.asarray(labels, dtype=object)).map(label_name, na_action="ignore")
+        labels = labels.where(labels.notna() & (labels != ""), None)
         n = len(labels)
         features = {str(k): require_matrix(v, n, name=f"features[{k!r}]") for k, v in features.items()}
-        if not features:
-            msg = "`features` is empty: no modality to learn from."
+        if not features or any(mark in name for name in features for mark in "+:"):
+            msg = f"`features` must name one modality or more, without '+' and ':'; got {listing(features)}."
             raise ValueError(msg)
-        labelled = labels.notna().to_numpy()
-        names = sorted(labels[labelled].unique())
+        names = sorted(labels.dropna().unique())
         if len(names) < 2:
             msg = f"At least 2 classes need labelled rows, found {listing(names)}."
             raise ValueError(msg)
         codes = pd.Categorical(labels, categories=names).codes.astype(int)
         groups = np.arange(n) if groups is None else pd.factorize(np.asarray(groups))[0]
-        self.classes, self.modalities = [str(v) for v in names], sorted(features)
+        if len(groups) != n:
+            msg = f"`groups` has {len(groups)} entries for {n} labels; give one a row."
+            raise ValueError(msg)
+        self.classes, self.modalities = None, sorted(features)  # not fitted again until all is done
+        self.widths = {name: int(block.shape[1]) for name, block in features.items()}
         with threadpool_limits(1):  # fits this small only lose by threads, badly so on a busy machine
-            self._fit_members(features, codes, groups, labelled)
-            self._fit_pools(features, codes)
+            self._fit_members(features, codes, groups, len(names))
+            self._fit_pools(codes, names)
+        self.classes = names
         return self
 
     def _blocks(self) -> list[Subset]:
@@ -146,34 +160,26 @@ class FusionClassifier(Model):
         own = [(m,) for m in chosen] if self.method == "stack" else [chosen]
         return [f"{'+'.join(block)}:{kind}" for block in own for kind in self.heads]
 
-    def _fit_members(
-        self, features: Mapping[str, np.ndarray], codes: np.ndarray, groups: np.ndarray, labelled: np.ndarray
-    ) -> None:
-        k = len(self.classes)
+    def _fit_members(self, features: Mapping[str, np.ndarray], codes: np.ndarray, groups: np.ndarray, k: int) -> None:
         self._members, self._oof = {}, {}
         fold_seed, *seeds = child_seeds(self.random_state, 1 + len(self._blocks()) * len(self.heads))
-        rows_all = np.flatnonzero(labelled)
-        folds = inner_folds(codes[rows_all], groups[rows_all], self.n_inner, fold_seed)
-        fold_of = np.full(len(codes), -1)
-        for i, (_, test) in enumerate(folds):
-            fold_of[rows_all[test]] = i
+        labelled = codes >= 0
+        fold = np.full(len(codes), -1)
+        fold[labelled] = inner_folds(codes[labelled], groups[labelled], self.n_inner, fold_seed)
         for block in self._blocks():
             X = np.concatenate([features[m] for m in block], axis=1)
             rows = np.flatnonzero(labelled & ~np.isnan(X).any(axis=1))
             if len(np.unique(codes[rows])) < 2:
-                continue  # too few labelled rows have this modality: no head, and the others carry on
-            local = [
-                (np.flatnonzero(fold_of[rows] != i), np.flatnonzero(fold_of[rows] == i)) for i in range(len(folds))
-            ]
-            local = [(a, b) for a, b in local if len(b) and len(np.unique(codes[rows][a])) > 1]
+                warn(f"{'+'.join(block)} is left out: the {len(rows)} labelled rows that have it are of one class.")
+                continue
             for kind, settings in candidates(self.heads):
-                head, p = fit_head(settings, X[rows], codes[rows], k, local, seeds.pop())
+                head, p = fit_head(settings, X[rows], codes[rows], k, fold[rows], seeds.pop())
                 name = f"{'+'.join(block)}:{kind}"
                 self._members[name] = head
                 self._oof[name] = np.full((len(codes), k), np.nan)
                 self._oof[name][rows] = p
 
-    def _fit_pools(self, features: Mapping[str, np.ndarray], codes: np.ndarray) -> None:
+    def _fit_pools(self, codes: np.ndarray, names: list[str]) -> None:
         """Fit the combination, the threshold and the scores of every subset of modalities."""
         self._pools, self.thresholds, scores = {}, {}, []
         for r in range(1, len(self.modalities) + 1):
@@ -185,10 +191,7 @@ class FusionClassifier(Model):
                 rows = np.flatnonzero(~np.isnan(p).any(axis=(0, 2)))
                 name = "+".join(chosen)
                 if len(rows) < 5 * len(members) or len(np.unique(codes[rows])) < 2:
-                    self._pools[chosen], self.thresholds[name] = (
-                        LogPool.equal(len(members), len(self.classes)),
-                        0.0,
-                    )
+                    self._pools[chosen], self.thresholds[name] = LogPool.equal(len(members), len(names)), 0.0
                     warn(
                         f"Too few labels to hold any out ({len(rows)} rows could be predicted by a model that had "
                         f"not seen their group): probabilities from {name} are not calibrated and the classifier "
@@ -199,9 +202,9 @@ class FusionClassifier(Model):
                 pooled = pool.combine(p[:, rows])
                 self._pools[chosen] = pool
                 self.thresholds[name] = float(np.quantile(pooled.max(axis=1), 1 - self.coverage))
-                classes = np.asarray(self.classes, dtype=object)
+                classes = np.asarray(names, dtype=object)
                 truth, guess = classes[codes[rows]], classes[pooled.argmax(axis=1)]
-                numbers = classification(truth, guess, pooled, classes=self.classes)
+                numbers = classification(truth, guess, pooled, classes=names)
                 scores.append({"modalities": name} | {k: v for k, v in numbers.items() if isinstance(v, int | float)})
         self.history = pd.DataFrame(scores)
         del self._oof
@@ -230,20 +233,28 @@ class FusionClassifier(Model):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return probabilities and each row's abstention threshold, both NaN for rows without any modality."""
         require_fitted(self, "classes")
-        wanted = [m for m in self.modalities if m in (modalities or self.modalities) and m in features]
         fitted = {m for chosen in self._pools for m in chosen}
-        wanted = [m for m in wanted if m in fitted]
+        asked = set(features if modalities is None else modalities)
+        wanted = [m for m in self.modalities if m in asked & fitted & set(features)]
         if not wanted:
-            msg = f"None of the modalities {listing(modalities or features)} was fitted; fitted: {listing(sorted(fitted))}."
+            msg = (
+                f"None of the modalities asked for ({listing(sorted(asked))}) is both among the features "
+                f"({listing(features)}) and fitted ({listing(sorted(fitted))})."
+            )
             raise ValueError(msg)
-        n = len(next(iter(features.values())))
+        n = len(features[wanted[0]])
         blocks = {m: require_matrix(features[m], n, name=f"features[{m!r}]") for m in wanted}
+        for m, block in blocks.items():
+            if block.shape[1] != self.widths[m]:
+                msg = f"features[{m!r}] has {block.shape[1]} columns, the classifier was fitted on {self.widths[m]}."
+                raise ValueError(msg)
         present = np.stack([~np.isnan(blocks[m]).any(axis=1) for m in wanted], axis=1)
         out = np.full((n, len(self.classes)), np.nan)
         threshold = np.full(n, np.nan)
         for pattern in np.unique(present, axis=0):
-            chosen = tuple(m for m, here in zip(wanted, pattern, strict=True) if here)
-            if chosen not in self._pools:
+            here = {m for m, measured in zip(wanted, pattern, strict=True) if measured}
+            chosen = max((c for c in self._pools if here.issuperset(c)), key=len, default=())
+            if not chosen:
                 continue
             rows = np.flatnonzero((present == pattern).all(axis=1))
             out[rows] = self._pools[chosen].combine(self._member_probabilities(chosen, blocks, rows))
@@ -288,24 +299,12 @@ class FusionClassifier(Model):
             msg = "`modality_weights` needs `method='stack'`: the heads of 'concat' see all modalities at once."
             raise ValueError(msg)
         chosen = max(self._pools, key=len)
-        weights = zip(self._members_of(chosen), self._pools[chosen].weights, strict=True)
-        return pd.Series([(n.split(":")[0], w) for n, w in weights]).pipe(
-            lambda s: pd.DataFrame(s.tolist(), columns=["modality", "weight"]).groupby("modality")["weight"].sum()
-        )
+        modality = pd.Index([name.split(":")[0] for name in self._members_of(chosen)], name="modality")
+        return pd.Series(self._pools[chosen].weights, index=modality, name="weight").groupby(level=0).sum()
 
     def _state(self) -> tuple[dict[str, Any], Arrays]:
         require_fitted(self, "classes")
-        names = (
-            "method",
-            "heads",
-            "coverage",
-            "n_inner",
-            "random_state",
-            "classes",
-            "modalities",
-            "thresholds",
-        )
-        config = {name: getattr(self, name) for name in names}
+        config = {name: getattr(self, name) for name in (*ARGUMENTS, *FITTED)}
         config["history"] = self.history.to_dict("records")
         arrays: Arrays = {}
         config["members"] = {}
@@ -318,15 +317,10 @@ class FusionClassifier(Model):
 
     @classmethod
     def _from_state(cls, config: dict[str, Any], arrays: Arrays) -> Self:
-        model = cls(
-            config["method"],
-            heads=config["heads"],
-            coverage=config["coverage"],
-            n_inner=config["n_inner"],
-            random_state=config["random_state"],
-        )
-        model.classes, model.modalities = config["classes"], config["modalities"]
-        model.thresholds, model.history = config["thresholds"], pd.DataFrame(config["history"])
+        model = cls(**{name: config[name] for name in ARGUMENTS})
+        for name in FITTED:
+            setattr(model, name, config[name])
+        model.history = pd.DataFrame(config["history"])
         model._members = {
             name: HEADS[c["kind"]].from_state(c, subset(f"member.{name}", arrays))
             for name, c in config["members"].items()
@@ -350,7 +344,4 @@ class FusionClassifier(Model):
         if self.history.empty:
             return [*lines, "Too few labels to hold any out."]
         columns = ["modalities", "n", "accuracy", "balanced_accuracy", "macro_f1", "log_loss", "ece"]
-        columns = [c for c in columns if c in self.history]
-        rows = [[f"{v:.3f}" if isinstance(v, float) else str(v) for v in r] for r in self.history[columns].to_numpy()]
-        table = [columns, ["---"] * len(columns), *rows]
-        return [*lines, *("| " + " | ".join(row) + " |" for row in table)]
+        return [*lines, *markdown_table(self.history[columns])]

@@ -10,11 +10,11 @@ from anndata import AnnData
 
 from histoweave import _keys
 from histoweave._resolve import get_table, sections
-from histoweave._validate import require_counts, require_key, require_number, warn
+from histoweave._validate import require_number, warn
 from histoweave.models._base import Arrays, Model, prefixed, require_fitted, subset
 from histoweave.models._pca import LinearMap
 from histoweave.models._sections import SectionScaler
-from histoweave.pp._expression import expression, normalise_log
+from histoweave.pp._expression import expression, normalise_log, raw_counts
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -127,7 +127,7 @@ class GenePCA(Model):
         The embedding ``(n_obs, n_components)`` float32; rows without counts are NaN.
         """
         table = get_table(data, table_key)
-        counts = raw_counts(table, layer)
+        counts, _ = raw_counts(table, layer)
         rows_of = sections(table, library_key)
         if "highly_variable" in table.var:
             chosen = table.var["highly_variable"].to_numpy(dtype=bool)
@@ -186,7 +186,7 @@ class GenePCA(Model):
                 "estimated from the others."
             )
         values = np.zeros((table.n_obs, len(self.genes)), dtype=np.float32)
-        values[:, present] = self._log(raw_counts(table, layer), at[present])
+        values[:, present] = self._log(raw_counts(table, layer)[0], at[present])
         centred = self._scaler.transform(values, sections(table, library_key))
         return self._map.apply(centred, present)
 
@@ -225,21 +225,3 @@ class GenePCA(Model):
             f"- genes: {len(self.genes)}, {self._map.components.shape[0]} principal components",
             f"- sections seen: {', '.join(self.sections_seen)}",
         ]
-
-
-def raw_counts(table: AnnData, layer: str | None = None) -> sp.csr_matrix:
-    """Return the raw counts of a table as CSR without stored zeros, checked; the table is not changed."""
-    if layer is not None:
-        require_key(table.layers, layer, where="adata.layers", argument="layer")
-    layer = _keys.COUNTS if layer is None and _keys.COUNTS in table.layers else layer
-    where = "`adata.X`" if layer is None else f"`adata.layers[{layer!r}]`"
-    matrix = table.X if layer is None else table.layers[layer]
-    if matrix is None:
-        msg = f"{where} is empty: the table has no counts."
-        raise ValueError(msg)
-    require_counts(matrix, where=where)
-    counts = sp.csr_matrix(matrix, copy=False)
-    if counts.nnz and not counts.data.all():
-        counts = counts.copy()
-        counts.eliminate_zeros()
-    return counts

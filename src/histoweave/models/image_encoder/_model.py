@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 METHODS = ("statistics", "pretrained")
-FEATURES = "_histoweave_image_features"  # obsm key of features computed before, so that folds share one pass over the pixels
+FEATURES = "_histoweave_image_features"  # obsm key of features computed before: folds share one pass over the pixels
 MIN_PX = 16  # below this the coarsest texture band is a single pixel
 
 

@@ -29,7 +29,7 @@ def feature_names() -> list[str]:
 
 
 def stain_channels(crops: torch.Tensor) -> torch.Tensor:
-    """Convert RGB crops ``(n, height, width, 3)`` uint8 to ``(n, 3, height, width)``: haematoxylin, eosin, mean density.
+    """Convert RGB crops ``(n, height, width, 3)`` uint8 to haematoxylin, eosin, density ``(n, 3, height, width)``.
 
     Optical density ``-log10((value + 1) / 256)`` unmixed with the stain vectors of Ruifrok and Johnston (2001).
     """
