@@ -140,7 +140,8 @@ def cross_validate(
         msg = "No fold has labelled rows to train on (2 regions or more) and to test on. Run `hw.pp.split(...)` again."
         raise ValueError(msg)
     if key_added is not None:
-        _write(working_copy(data, table_key)[1], key_added, held_out, fold_key, labels_key)
+        params = {"labels_key": labels_key, "fold_key": fold_key, "arm": runner.arms[0], "model": model.arguments}
+        _write(working_copy(data, table_key)[1], key_added, held_out, runner.classes, params)
     return pd.DataFrame(rows).assign(leakage=reason or "")
 
 
@@ -187,7 +188,7 @@ class _Runner:
             warn(f"Fold {fold.name!r}: no training row has {listing(unseen)}; its test rows count as errors.")
         model, features = self._fitted(fold, train)
         for arm in self.arms:
-            p = self._expand(model, model._fusion.predict_proba(features, modalities=ARMS[arm]), fold)
+            p = self._expand(model, model._fusion.predict_proba(features, modalities=ARMS[arm]))
             if arm == self.arms[0]:
                 prediction = model._fusion.predict(features, modalities=ARMS[arm])
                 held_out.append((fold.test, prediction, p))
@@ -226,9 +227,9 @@ class _Runner:
         model._sizes = self.sizes
         return model
 
-    def _expand(self, model: RegionClassifier, p: np.ndarray, fold: Fold) -> np.ndarray:
-        """Probabilities over all classes: 0 for those that the fold's training rows lack."""
-        out = np.zeros((len(p), len(self.classes)))
+    def _expand(self, model: RegionClassifier, p: np.ndarray) -> np.ndarray:
+        """Probabilities over all classes: 0 for those that the fold's training rows lack, NaN if not predicted."""
+        out = np.where(np.isnan(p[:, :1]), np.nan, np.zeros(len(self.classes)))
         out[:, [self.classes.index(c) for c in model.classes]] = p
         return out
 
@@ -239,19 +240,12 @@ class _Runner:
         return scores | {"n_not_predicted": int((test & ~scored).sum())}
 
 
-def _write(table: AnnData, key: str, held_out: list, fold_key: str, labels_key: str) -> None:
-    classes = sorted(table.obs[labels_key].dropna().astype(str).str.strip().unique())
+def _write(table: AnnData, key: str, held_out: list, classes: list[str], params: dict[str, Any]) -> None:
     names = ["predicted", "confidence", "abstain"]
     frame = pd.DataFrame({"predicted": None, "confidence": np.nan, "abstain": True}, index=table.obs_names)
     probability = np.full((table.n_obs, len(classes)), np.nan)
     for test, prediction, p in held_out:
         frame.loc[test, names] = prediction.loc[test, names].to_numpy()
         probability[test] = p[test]
-    write_prediction(
-        table,
-        key,
-        frame,
-        pd.DataFrame(probability, columns=classes, index=table.obs_names),
-        "tl.cross_validate",
-        {"labels_key": labels_key, "fold_key": fold_key},
-    )
+    probability = pd.DataFrame(probability, columns=classes, index=table.obs_names)
+    write_prediction(table, key, frame, probability, "tl.cross_validate", params)

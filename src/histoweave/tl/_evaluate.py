@@ -9,7 +9,7 @@ import pandas as pd
 
 from histoweave import _keys
 from histoweave._resolve import get_table
-from histoweave._validate import require_key, require_labels
+from histoweave._validate import label_name, listing, require_key, require_labels
 from histoweave.metrics import classification, per_class
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def evaluate(
     KeyError
         Predictions, labels or mask are missing.
     ValueError
-        No row is labelled and predicted.
+        No row is labelled and predicted, or the mask is not boolean.
 
     Examples
     --------
@@ -75,11 +75,11 @@ def evaluate(
     name = prediction or labels_key
     run = "hw.tl.fusion_classifier(...)` or `hw.tl.predict_regions(...)"
     require_key(table.obs, name + _keys.PREDICTED, where="adata.obs", argument="prediction", run=run)
-    predicted = table.obs[name + _keys.PREDICTED].astype(object)
+    predicted = table.obs[name + _keys.PREDICTED].astype(object).map(label_name, na_action="ignore")
     wanted = labels.notna().to_numpy()
     if mask_key is not None:
         require_key(table.obs, mask_key, where="adata.obs", argument="mask_key")
-        wanted &= table.obs[mask_key].to_numpy(dtype=bool)
+        wanted &= _mask(table.obs[mask_key], mask_key)
     rows = wanted & predicted.notna().to_numpy()
     if not include_abstained:
         require_key(table.obs, name + _keys.ABSTAIN, where="adata.obs", argument="prediction", run=run)
@@ -95,11 +95,21 @@ def evaluate(
     return pd.concat([*tidy, long], ignore_index=True)
 
 
+def _mask(column: pd.Series, key: str) -> np.ndarray:
+    """The column as booleans; text and gaps would count as True, and are refused."""
+    if not pd.api.types.is_bool_dtype(column) or column.isna().any():
+        msg = (
+            f"`mask_key={key!r}` must be True or False in every row, got {column.dtype}: {listing(column.unique(), 4)}."
+        )
+        raise ValueError(msg)
+    return column.to_numpy(dtype=bool)
+
+
 def _aligned(
     table: AnnData, labels: pd.Series, predicted: pd.Series, name: str, rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, list[str]]:
     """Truth, prediction and probabilities of the scored rows over the union of their classes."""
-    truth, guess = labels.to_numpy()[rows], predicted.to_numpy()[rows].astype(str)
+    truth, guess = labels.to_numpy()[rows], predicted.to_numpy()[rows]
     stored = table.obsm.get(name + _keys.PROBABILITY)
     if not isinstance(stored, pd.DataFrame):
         return truth, guess, None, sorted(set(truth) | set(guess))

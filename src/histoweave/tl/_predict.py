@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 from histoweave import _keys
 from histoweave._resolve import sections, working_copy
+from histoweave.models import RegionClassifier
 from histoweave.tl._write import write_prediction
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
-
-    from histoweave.models import RegionClassifier
 
 
 def predict_regions(
@@ -60,6 +59,8 @@ def predict_regions(
 
     Raises
     ------
+    TypeError
+        ``model`` is something else.
     RuntimeError
         The model is not fitted.
     ValueError
@@ -74,6 +75,9 @@ def predict_regions(
     >>> adata.obs["region_modalities"].unique().tolist()
     ['gene']
     """
+    if not isinstance(model, RegionClassifier):
+        msg = f"`model` must be a `hw.models.RegionClassifier`, got {type(model).__name__}."
+        raise TypeError(msg)
     out, table = working_copy(data, table_key, copy=copy)
     keys = {"layer": layer, "library_key": library_key, "spatial_key": spatial_key, "table_key": table_key}
     prediction, probability = model._predict(data, modalities, **keys)

@@ -47,7 +47,8 @@ class LogPool:
             value = -np.log(p[rows, y] + 1e-300).sum() + self.penalty * (away @ away) / 2
             return value, gradient + self.penalty * away
 
-        bounds = [(0, None)] * m + [(None, None)] * k
+        # a class without a row out of fold (one donor has all of it) tells nothing about its bias
+        bounds = [(0, None)] * m + [(None, None) if c in y else (0, 0) for c in range(k)]
         theta = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
         self.weights, self.bias = theta[:m], theta[m:]
         return self
