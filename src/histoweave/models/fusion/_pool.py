@@ -30,7 +30,9 @@ class LogPool:
 
     def fit(self, probabilities: np.ndarray, y: np.ndarray) -> LogPool:
         """Fit on ``(n_heads, n, k)`` probabilities out of fold and class numbers ``(n,)``."""
-        logs = np.log(np.clip(probabilities, FLOOR, None))
+        # a class without rows here (one donor has all of it) is left out: these rows cannot tell its bias
+        known, y = np.unique(y, return_inverse=True)
+        logs = np.log(np.clip(probabilities[:, :, known], FLOOR, None))
         m, n, k = logs.shape
         start = np.concatenate([np.full(m, 1.0 / m), np.zeros(k)])
         rows = np.arange(n)
@@ -47,10 +49,10 @@ class LogPool:
             value = -np.log(p[rows, y] + 1e-300).sum() + self.penalty * (away @ away) / 2
             return value, gradient + self.penalty * away
 
-        # a class without a row out of fold (one donor has all of it) tells nothing about its bias
-        bounds = [(0, None)] * m + [(None, None) if c in y else (0, 0) for c in range(k)]
+        bounds = [(0, None)] * m + [(None, None)] * k
         theta = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
-        self.weights, self.bias = theta[:m], theta[m:]
+        self.weights, self.bias = theta[:m], np.zeros(probabilities.shape[2])
+        self.bias[known] = theta[m:]
         return self
 
     def combine(self, probabilities: np.ndarray) -> np.ndarray:
