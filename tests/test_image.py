@@ -52,9 +52,7 @@ def test_tiff_is_lazy_and_exact(tmp_path, rgb, kind):
     assert image.shape == rgb.shape
     np.testing.assert_array_equal(image.compute(), rgb)
     assert len(pickle.dumps(image)) < 20_000
-    np.testing.assert_array_equal(
-        pickle.loads(pickle.dumps(image))[100:130, 600:].compute(), rgb[100:130, 600:]
-    )
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(image))[100:130, 600:].compute(), rgb[100:130, 600:])
 
 
 def test_jpeg_tiles_come_back_as_rgb(tmp_path):
@@ -87,9 +85,7 @@ def test_the_finest_level_of_a_pyramid(tmp_path, rgb):
     path = tmp_path / "a.ome.tif"
     with tifffile.TiffWriter(path) as file:
         file.write(rgb, photometric="rgb", tile=(128, 128), subifds=1, compression="deflate")
-        file.write(
-            rgb[::2, ::2].copy(), photometric="rgb", tile=(128, 128), subfiletype=1, compression="deflate"
-        )
+        file.write(rgb[::2, ::2].copy(), photometric="rgb", tile=(128, 128), subfiletype=1, compression="deflate")
     np.testing.assert_array_equal(open_image(path).compute(), rgb)
 
 
@@ -133,9 +129,7 @@ def test_plain_format_above_the_size_limit_of_pillow(tmp_path, monkeypatch):
 def test_plain_modes(tmp_path, rgb):
     picture = Image.fromarray(rgb)
     picture.quantize(16).save(tmp_path / "palette.png")
-    np.testing.assert_array_equal(
-        open_image(tmp_path / "palette.png"), np.asarray(picture.quantize(16).convert("RGB"))
-    )
+    np.testing.assert_array_equal(open_image(tmp_path / "palette.png"), np.asarray(picture.quantize(16).convert("RGB")))
     picture.convert("LA").save(tmp_path / "la.png")
     assert open_image(tmp_path / "la.png").shape[2] == 4
     Image.fromarray(rgb[..., 0] > 128).save(tmp_path / "bits.png")
@@ -224,9 +218,7 @@ def test_tiffs_that_hold_no_colours(tmp_path, rgb):
     tifffile.imwrite(path, np.stack([rgb[..., 0]] * 4), photometric="minisblack", metadata={"axes": "CYX"})
     with pytest.raises(ValueError, match="four channels"):
         open_image(path)
-    tifffile.imwrite(
-        tmp_path / "p.tif", rgb[..., 0], photometric="palette", colormap=np.zeros((3, 256), "u2")
-    )
+    tifffile.imwrite(tmp_path / "p.tif", rgb[..., 0], photometric="palette", colormap=np.zeros((3, 256), "u2"))
     with pytest.raises(ValueError, match="PALETTE"):
         open_image(tmp_path / "p.tif")
 

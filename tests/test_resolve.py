@@ -113,9 +113,7 @@ def test_the_finest_image_and_by_name():
 def test_the_file_counts_before_stored_images(tmp_path):
     path = tmp_path / "full.tif"
     tifffile.imwrite(path, IMAGE, photometric="rgb", tile=(32, 32), compression="deflate")
-    adata = with_images(
-        {"hires": IMAGE[::2, ::2]}, {"tissue_hires_scalef": 0.5}, {"source_image_path": str(path)}
-    )
+    adata = with_images({"hires": IMAGE[::2, ::2]}, {"tissue_hires_scalef": 0.5}, {"source_image_path": str(path)})
     found = section_image(adata, "a")
     assert isinstance(found.array, da.Array)
     assert found.scale == (1.0, 1.0)
@@ -127,9 +125,7 @@ def test_the_file_counts_before_stored_images(tmp_path):
     assert section_image(adata, "a", image="hires").name == "hires"
 
 
-@pytest.mark.parametrize(
-    ("factor", "text"), [(None, "is missing"), (0.0, "is 0"), (np.nan, "is nan"), (-1, "is -1")]
-)
+@pytest.mark.parametrize(("factor", "text"), [(None, "is missing"), (0.0, "is 0"), (np.nan, "is nan"), (-1, "is -1")])
 def test_scale_factors_that_cannot_be(factor, text):
     factors = {} if factor is None else {"tissue_hires_scalef": factor}
     adata = with_images({"hires": IMAGE}, factors)
@@ -158,9 +154,7 @@ def test_images_are_brought_to_rgb8(pixels):
 
 def test_elements_lie_in_the_frame_of_their_section():
     place = Sequence([Scale([4, 5], axes=("x", "y")), Translation([10, 20], axes=("x", "y"))])
-    sdata = wrapped(
-        table(), a_hires_image=element(transformation=place), b_full_image=element(IMAGE[::-1], frame="b")
-    )
+    sdata = wrapped(table(), a_hires_image=element(transformation=place), b_full_image=element(IMAGE[::-1], frame="b"))
     found = section_image(sdata, "a")
     assert found.name == "a_hires_image"
     np.testing.assert_array_equal(found.array, IMAGE)

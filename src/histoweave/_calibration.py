@@ -95,8 +95,7 @@ def um_per_pixel(
     if not found:
         msg = (
             f"The size of a pixel of section {library_id!r} is not known: its scale factors hold no "
-            f"`microns_per_pixel`, and there is no array of a known pitch. Pass `um_per_px=`, the "
-            f"micrometres per "
+            "`microns_per_pixel`, and there is no array of a known pitch. Pass `um_per_px=`, the micrometres per "
             "full-resolution pixel (the microscope's or scanner's file states it), or sizes in pixels."
         )
         raise ValueError(msg)
@@ -115,8 +114,7 @@ def _from_scale_factors(
     if found:  # a better source is there, so the defect does no harm
         return {}
     msg = (
-        f"Section {library_id!r}: `uns['spatial'][{library_id!r}]['scalefactors'][{key!r}]` is {value}; it "
-        f"must be "
+        f"Section {library_id!r}: `uns['spatial'][{library_id!r}]['scalefactors'][{key!r}]` is {value}; it must be "
         "positive. Correct it, or pass `um_per_px=`."
     )
     raise ValueError(msg)

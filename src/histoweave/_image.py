@@ -45,14 +45,10 @@ def open_image(path: str | os.PathLike[str]) -> np.ndarray | da.Array:
     """
     path = Path(path)
     if not path.exists():
-        msg = (
-            f"There is no image file {str(path)!r}. Check the path; relative paths start at {os.getcwd()!r}."
-        )
+        msg = f"There is no image file {str(path)!r}. Check the path; relative paths start at {os.getcwd()!r}."
         raise FileNotFoundError(msg)
     suffix = path.suffix.lower()
-    if suffix == ".zarr" or (
-        path.is_dir() and any((path / n).exists() for n in ("zarr.json", ".zarray", ".zgroup"))
-    ):
+    if suffix == ".zarr" or (path.is_dir() and any((path / n).exists() for n in ("zarr.json", ".zarray", ".zgroup"))):
         return _readers.open_zarr(path)
     if path.is_dir():
         msg = f"{str(path)!r} is a folder, not an image file."

@@ -56,9 +56,7 @@ def _lazy(opener: Callable[[str], Any], path: Path, y: int, x: int) -> da.Array:
     chunks[y] = _grown(stored[y], max(64, min(512, 2**21 // chunks[x])), array.shape[y])
     stat = path.stat()
     name = f"image-{tokenize(str(path.resolve()), stat.st_mtime_ns, stat.st_size)}"
-    return da.from_array(
-        array, chunks=tuple(chunks), name=name, meta=np.empty((0,) * array.ndim, array.dtype)
-    )
+    return da.from_array(array, chunks=tuple(chunks), name=name, meta=np.empty((0,) * array.ndim, array.dtype))
 
 
 def _grown(stored: int, target: int, length: int) -> int:
@@ -86,9 +84,7 @@ def _tiff_source(path: str) -> Any:
     file = tifffile.TiffFile(path)
     series = _finest_series(file)
     if series.dataoffset is not None and series.keyframe.is_memmappable:
-        source = np.memmap(
-            path, series.dtype.newbyteorder(file.byteorder), "r", series.dataoffset, series.shape
-        )
+        source = np.memmap(path, series.dtype.newbyteorder(file.byteorder), "r", series.dataoffset, series.shape)
         file.close()
         return source
     return zarr.open(series.aszarr(level=0), mode="r")
@@ -113,9 +109,7 @@ def open_tiff(path: Path) -> da.Array | np.ndarray:
     if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
         array = np.iinfo(array.dtype).max - array
     if tifffile.EXTRASAMPLE.ASSOCALPHA in page.extrasamples and array.shape[2] == 4:
-        array = array.rechunk({2: -1}).map_blocks(
-            _over_white, dtype=array.dtype, chunks=(*array.chunks[:2], (3,))
-        )
+        array = array.rechunk({2: -1}).map_blocks(_over_white, dtype=array.dtype, chunks=(*array.chunks[:2], (3,)))
     return array
 
 
@@ -260,9 +254,7 @@ def open_plain(path: Path) -> np.ndarray:
             finally:
                 Image.MAX_IMAGE_PIXELS = limit
         with image:
-            if image.mode in ("LA", "PA", "La", "RGBa") or (
-                image.mode == "P" and "transparency" in image.info
-            ):
+            if image.mode in ("LA", "PA", "La", "RGBa") or (image.mode == "P" and "transparency" in image.info):
                 image = image.convert("RGBA")
             elif image.mode == "1":
                 image = image.convert("L")
@@ -270,9 +262,7 @@ def open_plain(path: Path) -> np.ndarray:
                 image = image.convert("RGB")
             pixels = np.asarray(image)
     except UnidentifiedImageError as error:
-        msg = (
-            f"{str(path)!r} is not an image that can be read (PNG, JPEG, TIFF, Zarr or a whole-slide format)."
-        )
+        msg = f"{str(path)!r} is not an image that can be read (PNG, JPEG, TIFF, Zarr or a whole-slide format)."
         raise ValueError(msg) from error
     except (OSError, SyntaxError, struct.error) as error:  # what Pillow raises for damaged files
         msg = f"{str(path)!r} cannot be read as an image: {error}. Is it truncated? Copy it again."

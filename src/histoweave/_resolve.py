@@ -22,8 +22,7 @@ Data = "AnnData | SpatialData"
 def is_spatialdata(data: Any) -> bool:
     """Tell whether ``data`` is a SpatialData object, without importing spatialdata for a plain table."""
     return any(
-        cls.__module__.startswith("spatialdata.") and cls.__name__ == "SpatialData"
-        for cls in type(data).__mro__
+        cls.__module__.startswith("spatialdata.") and cls.__name__ == "SpatialData" for cls in type(data).__mro__
     )
 
 
@@ -89,9 +88,7 @@ def working_copy(
     return out, out.tables[table_key]
 
 
-def replace_table(
-    data: AnnData | SpatialData, table: AnnData, table_key: str = _keys.TABLE
-) -> AnnData | SpatialData:
+def replace_table(data: AnnData | SpatialData, table: AnnData, table_key: str = _keys.TABLE) -> AnnData | SpatialData:
     """Return an object with another table and the images of ``data``, for work that must not touch ``data``."""
     if isinstance(data, AnnData):
         return table
@@ -121,9 +118,8 @@ def section_column(table: AnnData, library_key: str = _keys.LIBRARY) -> np.ndarr
     libraries = list(table.uns.get("spatial", {}))
     if len(libraries) > 1:
         msg = (
-            f"`adata.uns['spatial']` holds several sections ({listing(libraries)}) but "
-            f"`adata.obs[{library_key!r}]` is missing, so rows cannot be told apart. "
-            "Add that column, or name another with `library_key=`."
+            f"`adata.uns['spatial']` holds several sections ({listing(libraries)}) but `adata.obs[{library_key!r}]` is "
+            "missing, so rows cannot be told apart. Add that column, or name another with `library_key=`."
         )
         raise KeyError(msg)
     return np.full(table.n_obs, libraries[0] if libraries else "section", dtype=object)
@@ -253,15 +249,12 @@ def _spatialdata_images(data: SpatialData, library_id: str) -> dict[str, Any]:
 def _placed(element: Any, matrix: np.ndarray, name: str) -> SectionImage:
     import xarray as xr
 
-    if not isinstance(
-        element, xr.DataArray
-    ):  # a multiscale image: the finest level, which the matrix refers to
+    if not isinstance(element, xr.DataArray):  # a multiscale image: the finest level, which the matrix refers to
         element = next(iter(element["scale0"].values()))
     if abs(matrix[0, 1]) + abs(matrix[1, 0]) > 1e-9 or matrix[0, 0] <= 0 or matrix[1, 1] <= 0:
         msg = (
-            f"Image {name!r} is rotated, flipped or sheared against the spots (affine "
-            f"{matrix[:2].tolist()}). "
-            "Resample it onto the spots' frame with `spatialdata.rasterize` first."
+            f"Image {name!r} is rotated, flipped or sheared against the spots (affine {matrix[:2].tolist()}). Resample "
+            "it onto the spots' frame with `spatialdata.rasterize` first."
         )
         raise ValueError(msg)
     scale = (1.0 / matrix[0, 0], 1.0 / matrix[1, 1])

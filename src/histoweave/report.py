@@ -129,8 +129,7 @@ def _block(content: Any, heading: str, dpi: int) -> str:
         data = base64.b64encode(buffer.getvalue()).decode("ascii")
         return f'<img alt="{_text(_description(content, heading))}" src="data:image/png;base64,{data}">'
     msg = (
-        f"Section {heading!r}: content must be text, a matplotlib Figure or a DataFrame, "
-        f"got {type(content).__name__}."
+        f"Section {heading!r}: content must be text, a matplotlib Figure or a DataFrame, got {type(content).__name__}."
     )
     raise TypeError(msg)
 

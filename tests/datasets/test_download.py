@@ -65,9 +65,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.send_error(416)
                 return
             self.send_response(206)
-            self.send_header(
-                "Content-Range", f"bytes {start}-{len(server.content) - 1}/{len(server.content)}"
-            )
+            self.send_header("Content-Range", f"bytes {start}-{len(server.content) - 1}/{len(server.content)}")
         else:
             self.send_response(200)
         body = server.content[start:]
@@ -131,9 +129,7 @@ def test_broken_download_is_kept_and_resumed_by_the_next_call(server: Server, tm
 
 
 @pytest.mark.parametrize("change", ["no_ranges", "new_version", "weak_tag", "part_too_long"])
-def test_partial_download_that_cannot_be_continued_starts_again(
-    server: Server, tmp_path: Path, change: str
-) -> None:
+def test_partial_download_that_cannot_be_continued_starts_again(server: Server, tmp_path: Path, change: str) -> None:
     part = tmp_path / "b.bin.part"
     part.write_bytes(b"x" * (400_000 if change == "part_too_long" else 1000))
     tag = 'W/"v1"' if change == "weak_tag" else '"v1"'
@@ -161,9 +157,7 @@ def test_file_of_the_user_is_checked_but_never_removed(tmp_path: Path) -> None:
     assert (tmp_path / "b.bin").read_bytes() == b"mine"
 
 
-def test_without_published_hash_the_first_download_is_recorded_and_held(
-    server: Server, tmp_path: Path
-) -> None:
+def test_without_published_hash_the_first_download_is_recorded_and_held(server: Server, tmp_path: Path) -> None:
     file = RemoteFile("b.bin", (f"{server.url}/b.bin",))
     path = fetch(file, tmp_path)
     assert (tmp_path / "b.bin.sha256").read_text().strip() == SHA
@@ -188,9 +182,7 @@ def test_picture_is_found_in_a_listing(server: Server, tmp_path: Path) -> None:
     assert path.read_bytes() == CONTENT
 
 
-def test_offline_names_the_file_and_its_place(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_offline_names_the_file_and_its_place(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hw.settings, "offline", True)
     with pytest.raises(FileNotFoundError, match="offline") as caught:
         fetch(RemoteFile("a/b.bin", (f"{server.url}/b.bin",), SHA), tmp_path)

@@ -38,9 +38,7 @@ def write_h5(path: Path, barcodes: list[str], counts: np.ndarray) -> None:
         group = file.create_group("matrix")
         group["data"] = counts[spot, gene].astype("int32")
         group["indices"] = gene.astype("int64")
-        group["indptr"] = np.concatenate([[0], np.cumsum(np.bincount(spot, minlength=len(counts)))]).astype(
-            "int64"
-        )
+        group["indptr"] = np.concatenate([[0], np.cumsum(np.bincount(spot, minlength=len(counts)))]).astype("int64")
         group["shape"] = np.array(counts.shape[::-1], dtype="int32")
         group["barcodes"] = np.array(barcodes, dtype="S")
         features = group.create_group("features")
@@ -120,9 +118,7 @@ def test_dlpfc(tmp_path: Path) -> None:
     folder = tmp_path / "dlpfc" / "151673"
     write_h5(folder / "filtered_feature_bc_matrix.h5", BARCODES, COUNTS)
     write_spatial(folder / "spatial", BARCODES)
-    rows = [f"{b}\t151673\tL{i % 6 + 1}" for i, b in enumerate(BARCODES[:-1])] + [
-        f"{BARCODES[0]}\t151507\tWM"
-    ]
+    rows = [f"{b}\t151673\tL{i % 6 + 1}" for i, b in enumerate(BARCODES[:-1])] + [f"{BARCODES[0]}\t151507\tWM"]
     (tmp_path / "dlpfc" / "layers.tsv").write_text("\n".join(rows) + "\n")
     table = hw.datasets.dlpfc(section=151673, data_dir=tmp_path).tables["table"]
     assert set(table.obs["donor"]) == {"Br8100"}
@@ -141,9 +137,7 @@ def write_st(folder: Path, section: str) -> pd.DataFrame:
     x, y = np.array(positions).T
     spots = pd.DataFrame({"x": x, "y": y, "pixel_x": 30 * x, "pixel_y": 30 * y, "selected": 1})
     spots.to_csv(folder / "spots" / f"{section}_selection.tsv", sep="\t", index=False)
-    Image.fromarray(RNG.integers(0, 255, (400, 300, 3), dtype=np.uint8)).save(
-        folder / "images" / f"{section}.jpg"
-    )
+    Image.fromarray(RNG.integers(0, 255, (400, 300, 3), dtype=np.uint8)).save(folder / "images" / f"{section}.jpg")
     return pd.DataFrame({"x": x + 0.02, "y": y - 0.01, "label": np.where(y < 9, "connective", "cancer")})
 
 
@@ -154,9 +148,7 @@ def test_her2st(tmp_path: Path) -> None:
     table = sdata.tables["table"]
     assert set(table.obs["donor"]) == {"B"}
     assert "B1_full_image" in sdata.images
-    assert (
-        table.obs["region"].astype(str) == np.where(table.obs["array_row"] < 9, "connective", "cancer")
-    ).all()
+    assert (table.obs["region"].astype(str) == np.where(table.obs["array_row"] < 9, "connective", "cancer")).all()
     write_st(tmp_path / "her2st", "B2")
     unlabelled = hw.datasets.her2st(section="B2", image=False, data_dir=tmp_path)
     assert "region" not in unlabelled.tables["table"].obs
@@ -166,13 +158,9 @@ def test_her2st(tmp_path: Path) -> None:
 def test_mob_st_places_spots_by_the_image_width(tmp_path: Path) -> None:
     (tmp_path / "mob_st" / "images").mkdir(parents=True)
     (tmp_path / "mob_st" / "annotations").mkdir()
-    Image.fromarray(np.full((1300, 1240, 3), 200, dtype=np.uint8)).save(
-        tmp_path / "mob_st" / "images" / "05.jpg"
-    )
+    Image.fromarray(np.full((1300, 1240, 3), 200, dtype=np.uint8)).save(tmp_path / "mob_st" / "images" / "05.jpg")
     spots = [f"{x}_{y}" for x in range(9, 13) for y in range(9, 13)]
-    onehot = pd.DataFrame(
-        np.zeros((2, 16), int), index=["Glomerular layer", "Mitral Cell Layer"], columns=spots
-    )
+    onehot = pd.DataFrame(np.zeros((2, 16), int), index=["Glomerular layer", "Mitral Cell Layer"], columns=spots)
     onehot.iloc[0, ::2] = 1
     onehot.iloc[1, 1::2] = 1
     onehot.to_csv(tmp_path / "mob_st" / "annotations" / "05.tsv", sep="\t")

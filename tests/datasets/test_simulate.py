@@ -67,9 +67,7 @@ def test_layout_of_the_table(section: AnnData) -> None:
     assert entry["scalefactors"]["microns_per_pixel"] == 2.0
     hires, lowres = entry["images"]["hires"], entry["images"]["lowres"]
     assert hires.dtype == np.uint8
-    assert lowres.shape[0] == pytest.approx(
-        hires.shape[0] * entry["scalefactors"]["tissue_lowres_scalef"], abs=1
-    )
+    assert lowres.shape[0] == pytest.approx(hires.shape[0] * entry["scalefactors"]["tissue_lowres_scalef"], abs=1)
 
 
 @pytest.mark.parametrize("grid", ["hex", "square"])
@@ -226,9 +224,7 @@ def test_sections_share_markers_and_differ_in_the_rest(sections: AnnData) -> Non
     # What is learned on three sections holds on the fourth.
     genes, labels = log_counts(sections), sections.obs["region"].to_numpy()
     test = (sections.obs["library_id"] == "section_4").to_numpy()
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500)).fit(
-        genes[~test], labels[~test]
-    )
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500)).fit(genes[~test], labels[~test])
     assert model.score(genes[test], labels[test]) > 0.9
 
 
@@ -237,10 +233,7 @@ def test_sections_of_one_donor_are_closer_in_batch_effect() -> None:
         6, n_donors=3, n_rows=10, n_cols=10, n_regions=1, n_genes=400, batch_effect=0.5, image=False
     )
     mean = np.array(
-        [
-            np.log(adata[adata.obs["library_id"] == f"section_{i + 1}"].X.toarray().mean(axis=0) + 0.01)
-            for i in range(6)
-        ]
+        [np.log(adata[adata.obs["library_id"] == f"section_{i + 1}"].X.toarray().mean(axis=0) + 0.01) for i in range(6)]
     )
     mean -= mean.mean(axis=1, keepdims=True)
     donor = np.arange(6) // 2

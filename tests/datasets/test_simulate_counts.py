@@ -35,16 +35,12 @@ def test_batch_effects_of_one_donor_correlate_as_stated() -> None:
 
 
 @pytest.mark.parametrize("dispersion", [0.0, 0.5])
-def test_counts_follow_their_programme_across_chunks(
-    dispersion: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_counts_follow_their_programme_across_chunks(dispersion: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sim, "CHUNK", 700)
     monkeypatch.setattr(sim, "DEPTH_SD", 0.0)
     shares = np.array([[0.5, 0.5, 0.0], [0.1, 0.2, 0.7]])
     programme = np.tile([0, 1], 10_000)
-    counts = sim.draw_counts(
-        np.random.default_rng(0), shares, programme, depth=20, dispersion=dispersion, dropout=0
-    )
+    counts = sim.draw_counts(np.random.default_rng(0), shares, programme, depth=20, dispersion=dispersion, dropout=0)
     assert counts.shape == (20_000, 3)
     assert counts.dtype == np.float32
     for k in (0, 1):

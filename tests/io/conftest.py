@@ -55,9 +55,7 @@ def write_h5(path: Path, counts: np.ndarray, barcodes: list[str], genes: list[st
         group["features/genome"] = np.array(["GRCh38"] * len(genes), dtype="S")
 
 
-def write_mtx(
-    folder: Path, counts: np.ndarray, barcodes: list[str], genes: list[str], *, zipped: bool
-) -> None:
+def write_mtx(folder: Path, counts: np.ndarray, barcodes: list[str], genes: list[str], *, zipped: bool) -> None:
     folder.mkdir(parents=True)
     scipy.io.mmwrite(folder / "matrix.mtx", sp.coo_matrix(counts.T.astype(int)))
     rows = [f"ENSG{i:05d}\t{g}\tGene Expression" for i, g in enumerate(genes)]
@@ -110,9 +108,7 @@ def write_section(
     counts = generator.poisson(1.5, (len(placed), len(genes)))
     spatial = path / "spatial"
     spatial.mkdir(parents=True)
-    shuffled = placed.sample(
-        frac=1, random_state=1
-    )  # Space Ranger's order of positions is not that of the matrix
+    shuffled = placed.sample(frac=1, random_state=1)  # Space Ranger's order of positions is not that of the matrix
     if positions.endswith("parquet"):
         shuffled.to_parquet(spatial / positions, index=False)
     else:
@@ -128,13 +124,9 @@ def write_section(
         keep = np.ones(len(placed), dtype=bool) if kind == "raw" else placed["in_tissue"].to_numpy() == 1
         barcodes = placed["barcode"][keep].tolist()
         if matrix == "h5":
-            write_h5(
-                path / f"{prefix}{kind}_feature_bc_matrix.h5", counts[keep], barcodes, genes, **attributes
-            )
+            write_h5(path / f"{prefix}{kind}_feature_bc_matrix.h5", counts[keep], barcodes, genes, **attributes)
         else:
-            write_mtx(
-                path / f"{kind}_feature_bc_matrix", counts[keep], barcodes, genes, zipped=matrix == "mtx.gz"
-            )
+            write_mtx(path / f"{kind}_feature_bc_matrix", counts[keep], barcodes, genes, zipped=matrix == "mtx.gz")
     return Truth(path, counts, placed, genes, image)
 
 

@@ -25,9 +25,7 @@ def make(lib: str, genes: list[str], *, n: int = 4, seed: int = 0, lazy: bool = 
     crops = generator.integers(0, 256, (n, 4, 4, 3), dtype=np.uint8)
     adata.obsm["crops"] = da.from_array(crops, chunks=(2, 4, 4, 3)) if lazy else crops
     adata.obsp["spatial_connectivities"] = sp.csr_matrix(np.ones((n, n)) - np.eye(n))
-    adata.uns["spatial"] = {
-        lib: {"images": {}, "scalefactors": {"spot_diameter_fullres": 9.0 + seed}, "metadata": {}}
-    }
+    adata.uns["spatial"] = {lib: {"images": {}, "scalefactors": {"spot_diameter_fullres": 9.0 + seed}, "metadata": {}}}
     return adata
 
 
@@ -37,18 +35,14 @@ def pair() -> tuple[AnnData, AnnData]:
 
 
 def test_inner(pair):
-    with pytest.warns(
-        HistoweaveWarning, match="2 of 4 genes are not in all sections and were left out; 2 remain"
-    ):
+    with pytest.warns(HistoweaveWarning, match="2 of 4 genes are not in all sections and were left out; 2 remain"):
         both = hw.io.concat(pair)
     assert list(both.obs_names) == [f"P1_AAC{i}-1" for i in range(4)] + [f"P2_AAC{i}-1" for i in range(3)]
     assert both.obs["library_id"].tolist() == ["P1"] * 4 + ["P2"] * 3
     for lib, one in zip(("P1", "P2"), pair, strict=True):
         rows = both[both.obs["library_id"] == lib]
         np.testing.assert_array_equal(rows[:, ["B", "C"]].X.toarray(), one[:, ["B", "C"]].X.toarray())
-        np.testing.assert_array_equal(
-            rows[:, "B"].layers["counts"].toarray(), one[:, "B"].layers["counts"].toarray()
-        )
+        np.testing.assert_array_equal(rows[:, "B"].layers["counts"].toarray(), one[:, "B"].layers["counts"].toarray())
         np.testing.assert_array_equal(rows.obsm["crops"], one.obsm["crops"])
         np.testing.assert_array_equal(rows.obsm["spatial"], one.obsm["spatial"])
         assert both.uns["spatial"][lib] == one.uns["spatial"][lib]
@@ -72,9 +66,7 @@ def test_sections_are_not_changed(pair):
 
 
 def test_outer_says_what_was_measured(pair):
-    with pytest.warns(
-        HistoweaveWarning, match="2 of 4 genes were not measured in all sections: they are 0 there"
-    ):
+    with pytest.warns(HistoweaveWarning, match="2 of 4 genes were not measured in all sections: they are 0 there"):
         both = hw.io.concat(pair, join="outer")
     assert set(both.var_names) == {"A", "B", "C", "D"}
     assert both.var["measured_P1"].to_dict() == {"A": True, "B": True, "C": True, "D": False}
@@ -89,9 +81,7 @@ def test_outer_says_what_was_measured(pair):
 
 
 def test_section_without_genes(pair):
-    bare = AnnData(
-        obs=pair[1].obs.copy(), obsm={"spatial": pair[1].obsm["spatial"], "crops": pair[1].obsm["crops"]}
-    )
+    bare = AnnData(obs=pair[1].obs.copy(), obsm={"spatial": pair[1].obsm["spatial"], "crops": pair[1].obsm["crops"]})
     with pytest.raises(ValueError, match=r"share no gene \('P1': 'A', 'B', 'C'; 'P2': none\).*join='outer'"):
         hw.io.concat([pair[0], bare])
     with pytest.warns(HistoweaveWarning):

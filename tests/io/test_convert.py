@@ -39,9 +39,7 @@ def enrich(table: ad.AnnData, *, lazy: bool = False) -> None:
     table.obsm["region_probability"] = pd.DataFrame(
         generator.dirichlet([1, 1, 1], n), index=table.obs_names, columns=["class 0", "class 1", "class 2"]
     )
-    hw.io.read_labels(
-        table, pd.DataFrame({"Barcode": table.obs_names[:3], "r": ["a", "b", "a"]}), labels_key="second"
-    )
+    hw.io.read_labels(table, pd.DataFrame({"Barcode": table.obs_names[:3], "r": ["a", "b", "a"]}), labels_key="second")
 
 
 def same(a, b, where: str = "") -> None:
@@ -120,9 +118,7 @@ def test_back_and_there(sdata):
 
 
 def test_several_sections(section):
-    both = hw.io.concat(
-        [hw.io.read_visium(section(f"{n}/outs", seed=i).path) for i, n in enumerate(("P1", "P2"))]
-    )
+    both = hw.io.concat([hw.io.read_visium(section(f"{n}/outs", seed=i).path) for i, n in enumerate(("P1", "P2"))])
     back = hw.io.from_anndata(hw.io.to_anndata(both))
     same_spatialdata(both, back)
     assert sorted(back.coordinate_systems) == ["P1", "P2"]
@@ -229,9 +225,7 @@ def test_anndata_without_what_is_needed(sdata):
     with pytest.warns(HistoweaveWarning) as caught:
         assert set(hw.io.from_anndata(bad).images) == {"P1_lowres_image"}
     assert len([w for w in caught if "left out" in str(w.message)]) == 2
-    plain = ad.AnnData(
-        np.ones((4, 1), np.float32), obsm={"spatial": np.array([[0, 0], [0, 9], [9, 0], [9, 9.0]])}
-    )
+    plain = ad.AnnData(np.ones((4, 1), np.float32), obsm={"spatial": np.array([[0, 0], [0, 9], [9, 0], [9, 9.0]])})
     with pytest.warns(HistoweaveWarning, match="no usable `spot_diameter_fullres`"):
         assert list(hw.io.from_anndata(plain).shapes) == ["section"]
     assert "library_id" not in plain.obs

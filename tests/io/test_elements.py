@@ -8,9 +8,7 @@ import pytest
 from histoweave.io._elements import nearest_distance, require_name, sanitise
 
 
-@pytest.mark.parametrize(
-    "name", ["P1", "P1 (left)", "Präparat 3", "a/b", ".hidden", "__x", "", "151507", "a.b-c_d"]
-)
+@pytest.mark.parametrize("name", ["P1", "P1 (left)", "Präparat 3", "a/b", ".hidden", "__x", "", "151507", "a.b-c_d"])
 def test_names_that_spatialdata_takes(name):
     from spatialdata._core.validation import check_valid_name
 

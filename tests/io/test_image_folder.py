@@ -49,9 +49,7 @@ def test_pattern_keys_and_no_labels(folder):
 def test_grey_rgba_and_16_bit(tmp_path):
     Image.fromarray(np.full((4, 4), 77, np.uint8)).save(tmp_path / "a.png")
     Image.fromarray(np.full((4, 4), 257 * 9, np.uint16)).save(tmp_path / "b.png")
-    Image.fromarray(np.dstack([np.full((4, 4, 3), 50, np.uint8), np.zeros((4, 4), np.uint8)])).save(
-        tmp_path / "c.png"
-    )
+    Image.fromarray(np.dstack([np.full((4, 4, 3), 50, np.uint8), np.zeros((4, 4), np.uint8)])).save(tmp_path / "c.png")
     crops = hw.io.read_image_folder(tmp_path).obsm["crops"]
     assert crops.dtype == np.uint8
     assert [np.unique(c).tolist() for c in crops] == [

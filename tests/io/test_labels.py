@@ -33,9 +33,7 @@ def check(adata: AnnData, expected: list = LABELS, key: str = "region") -> None:
     assert [None if pd.isna(v) else v for v in got] == expected
 
 
-@pytest.mark.parametrize(
-    "form", ["csv", "tsv", "semicolon", "loupe", "gz", "no_suffix_barcodes", "with_index", "bom"]
-)
+@pytest.mark.parametrize("form", ["csv", "tsv", "semicolon", "loupe", "gz", "no_suffix_barcodes", "with_index", "bom"])
 def test_formats(tmp_path, form):
     adata = make()
     names = [n.removesuffix("-1") if form == "no_suffix_barcodes" else n for n in adata.obs_names]
@@ -72,9 +70,7 @@ def test_barcodes_as_index_of_a_data_frame():
 
 def test_rows_picked_from_a_larger_table():
     adata = make()
-    frame = pd.DataFrame(
-        {"barcode": [*adata.obs_names, "AAC0-1"], "layer": [*LABELS, "fat"], "slice": [1] * 6 + [2]}
-    )
+    frame = pd.DataFrame({"barcode": [*adata.obs_names, "AAC0-1"], "layer": [*LABELS, "fat"], "slice": [1] * 6 + [2]})
     hw.io.read_labels(adata, frame[frame["slice"] == 1].drop(columns="slice"))
     check(adata)
 
@@ -90,9 +86,7 @@ def test_spatialdata(section):
 
 def test_unknown_barcodes_are_counted():
     adata = make()
-    frame = pd.DataFrame(
-        {"Barcode": [*adata.obs_names, "GGG-1", "TTT-1"], "label": [*LABELS, "tumor", "fat"]}
-    )
+    frame = pd.DataFrame({"Barcode": [*adata.obs_names, "GGG-1", "TTT-1"], "label": [*LABELS, "tumor", "fat"]})
     with pytest.warns(HistoweaveWarning, match="2 entries of the label file fit no spot"):
         hw.io.read_labels(adata, frame)
     check(adata)
@@ -137,9 +131,7 @@ def test_named_columns():
     frame = pd.DataFrame({"who": adata.obs_names, "one": "x", "two": LABELS})
     hw.io.read_labels(adata, frame, barcode_column="who", column="two")
     check(adata)
-    with pytest.raises(
-        KeyError, match=r"`column='three'` is not in the label table; available: 'one', 'two'"
-    ):
+    with pytest.raises(KeyError, match=r"`column='three'` is not in the label table; available: 'one', 'two'"):
         hw.io.read_labels(adata, frame, barcode_column="who", column="three")
     with pytest.raises(KeyError, match="barcode_column='nobody'"):
         hw.io.read_labels(adata, frame, barcode_column="nobody", column="two")
@@ -149,9 +141,7 @@ def test_same_label_twice_and_labels_that_are_numbers():
     adata = make()
     hw.io.read_labels(adata, pd.DataFrame({"Barcode": ["AAC0-1", "AAC0-1", "AAC1-1"], "cluster": [1, 1, 2]}))
     check(adata, ["1", "2", None, None, None, None])
-    hw.io.read_labels(
-        adata, pd.DataFrame({"Barcode": ["AAC0-1", "AAC1-1", "AAC2-1"], "cluster": [1.0, np.nan, 2.0]})
-    )
+    hw.io.read_labels(adata, pd.DataFrame({"Barcode": ["AAC0-1", "AAC1-1", "AAC2-1"], "cluster": [1.0, np.nan, 2.0]}))
     check(adata, ["1", None, "2", None, None, None])
 
 
@@ -210,10 +200,7 @@ def test_array_positions(tmp_path):
     hw.io.read_labels(adata, tmp_path / "l.tsv")
     check(adata)
     one_hot = pd.DataFrame(
-        {
-            f"{2 * i}_{i}": [int(v == "tumor"), int(v == "stroma"), int(v == "fat")]
-            for i, v in enumerate(LABELS)
-        },
+        {f"{2 * i}_{i}": [int(v == "tumor"), int(v == "stroma"), int(v == "fat")] for i, v in enumerate(LABELS)},
         index=["tumor", "stroma", "fat"],
     )
     one_hot.to_csv(tmp_path / "h.tsv", sep="\t")

@@ -60,9 +60,7 @@ def test_star_shaped_polygon_against_ray_casting(tmp_path):
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_smallest_polygon_wins(tmp_path, order):
-    write(
-        tmp_path / "a.geojson", [feature(SQUARE, "stroma"), feature(INNER, "tumor")][::order], bare=order < 0
-    )
+    write(tmp_path / "a.geojson", [feature(SQUARE, "stroma"), feature(INNER, "tumor")][::order], bare=order < 0)
     xy = np.array([[10.0, 10], [30, 30], [200, 200]])
     with pytest.warns(HistoweaveWarning, match="1 spots lie in polygons of different labels"):
         assert label_points(tmp_path / "a.geojson", xy).tolist() == ["stroma", "tumor", None]
@@ -97,9 +95,7 @@ def test_objects_without_class_are_counted(tmp_path):
 
 
 def test_through_read_labels(tmp_path):
-    adata = AnnData(
-        np.ones((3, 1), dtype=np.float32), obsm={"spatial": np.array([[10.0, 10], [30, 30], [200, 200]])}
-    )
+    adata = AnnData(np.ones((3, 1), dtype=np.float32), obsm={"spatial": np.array([[10.0, 10], [30, 30], [200, 200]])})
     write(tmp_path / "Präparat.geojson", [feature(INNER, "Tumor ß")])
     hw.io.read_labels(adata, tmp_path / "Präparat.geojson")
     assert [None if pd.isna(v) else v for v in adata.obs["region"]] == [None, "Tumor ß", None]

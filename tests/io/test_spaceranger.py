@@ -80,9 +80,7 @@ def test_a_link_names_the_section(section, tmp_path):
     assert list(hw.io.read_visium(tmp_path / "P7").shapes) == ["P7"]
 
 
-@pytest.mark.parametrize(
-    "name", ["tissue_positions.csv", "tissue_positions_list.csv", "tissue_positions.parquet"]
-)
+@pytest.mark.parametrize("name", ["tissue_positions.csv", "tissue_positions_list.csv", "tissue_positions.parquet"])
 @pytest.mark.parametrize("content", [b"", b"PAR1\x00\xff\xfe,in_tissue\n1,2\n1,2,3,4\n"])
 def test_damaged_positions(section, name, content):
     truth = section("P1/outs", positions=name)

@@ -82,10 +82,7 @@ def test_everything(files):
             donor="Z",
             scale=0.5,
         )
-    assert any(
-        "1 spots without counts and 2 rows of counts without a spot; 18 spots" in str(w.message)
-        for w in caught
-    )
+    assert any("1 spots without counts and 2 rows of counts without a spot; 18 spots" in str(w.message) for w in caught)
     table = sdata.tables["table"]
     expected = files["frame"].iloc[2:]
     assert list(table.obs_names) == files["names"][2:]
@@ -106,9 +103,7 @@ def test_everything(files):
     assert entry["metadata"]["platform"] == "st"
     assert entry["metadata"]["array_grid"] == "square"
     assert entry["metadata"]["array_pitch_um"] == 200.0
-    np.testing.assert_array_equal(
-        sdata.images["Z1_full_image"].transpose("y", "x", "c").to_numpy(), files["pixels"]
-    )
+    np.testing.assert_array_equal(sdata.images["Z1_full_image"].transpose("y", "x", "c").to_numpy(), files["pixels"])
     assert table.uns["histoweave"]["section_Z1"]["spots_without_counts"] == 1
     np.testing.assert_allclose(sdata.shapes["Z1"]["radius"], 5.0)
 
@@ -142,9 +137,7 @@ def test_function_for_the_grid_and_one_hot_labels(tmp_path):
 
 def test_pitch_of_a_staggered_array():
     xy = np.array([(x, y) for x in range(10) for y in range(10) if (x + y) % 2 == 0])
-    spots = pd.DataFrame(
-        {"x": xy[:, 0], "y": xy[:, 1], "pixel_x": xy[:, 0] * 24.0, "pixel_y": xy[:, 1] * 24.0}
-    )
+    spots = pd.DataFrame({"x": xy[:, 0], "y": xy[:, 1], "pixel_x": xy[:, 0] * 24.0, "pixel_y": xy[:, 1] * 24.0})
     factors = hw.io.read_st(spots=spots, library_id="s").tables["table"].uns["spatial"]["s"]["scalefactors"]
     assert factors["microns_per_pixel"] == pytest.approx(200 / (24 * np.sqrt(2)))
 
@@ -247,18 +240,14 @@ def test_her2st(shared_data: Path):
     assert (table.obsm["spatial"] < [width, height]).all()
     pixels = a1.images["A1_full_image"].transpose("y", "x", "c").to_numpy()
     column, row = np.rint(table.obsm["spatial"]).astype(int).T
-    assert (
-        np.mean(pixels[row, column].min(axis=1) < 240) > 0.95
-    )  # the background is masked white: spots lie on tissue
+    assert np.mean(pixels[row, column].min(axis=1) < 240) > 0.95  # the background is masked white: spots lie on tissue
     raw = pd.read_csv(folder / "counts/A1.tsv.gz", sep="\t", index_col=0)
     np.testing.assert_array_equal(table.X.sum(axis=1).A1, raw.loc[table.obs_names].sum(axis=1))
     b1 = hw.io.read_st(folder / "counts/B1.tsv.gz", spots=folder / "spots/B1_selection.tsv")
     assert not b1.images
     assert b1.tables["table"].n_obs == 295
     scale = table.uns["spatial"]["A1"]["scalefactors"]["microns_per_pixel"]
-    assert scale == pytest.approx(
-        200 / (222 * 2000 / 6954), rel=0.03
-    )  # neighbouring spots are about 222 px apart
+    assert scale == pytest.approx(200 / (222 * 2000 / 6954), rel=0.03)  # neighbouring spots are about 222 px apart
 
 
 @pytest.mark.real_data

@@ -101,9 +101,7 @@ def test_full_resolution_image(section, tmp_path, suffix):
     full = sdata.images["P1_full_image"]
     assert hasattr(full.data, "dask")
     np.testing.assert_array_equal(full.transpose("y", "x", "c").to_numpy(), pixels)
-    np.testing.assert_allclose(
-        get_transformation(full, "P1").to_affine_matrix(("x", "y"), ("x", "y")), np.eye(3)
-    )
+    np.testing.assert_allclose(get_transformation(full, "P1").to_affine_matrix(("x", "y"), ("x", "y")), np.eye(3))
     metadata = sdata.tables["table"].uns["spatial"]["P1"]["metadata"]
     assert metadata["source_image_path"] == str(file.resolve())
 
@@ -183,9 +181,7 @@ def test_without_counts_there_are_spots_and_images(section):
     table = sdata.tables["table"]
     assert table.shape == (int(truth.inside.sum()), 0)
     assert "counts" not in table.layers
-    placed = truth.positions.set_index("barcode").loc[
-        table.obs_names, ["pxl_col_in_fullres", "pxl_row_in_fullres"]
-    ]
+    placed = truth.positions.set_index("barcode").loc[table.obs_names, ["pxl_col_in_fullres", "pxl_row_in_fullres"]]
     np.testing.assert_array_equal(table.obsm["spatial"], placed.to_numpy(float))
 
 
@@ -304,10 +300,7 @@ def test_equals_spatialdata_io_and_scanpy(section):
         )
     np.testing.assert_array_equal(ours.tables["table"].obsm["spatial"], classic.obsm["spatial"])
     np.testing.assert_array_equal(ours.tables["table"].X.toarray(), classic.X.toarray())
-    assert (
-        classic.uns["spatial"]["P1"]["scalefactors"]
-        == ours.tables["table"].uns["spatial"]["P1"]["scalefactors"]
-    )
+    assert classic.uns["spatial"]["P1"]["scalefactors"] == ours.tables["table"].uns["spatial"]["P1"]["scalefactors"]
 
 
 def test_hd_equals_spatialdata_io(hd):
@@ -319,9 +312,7 @@ def test_hd_equals_spatialdata_io(hd):
         file.attrs["metadata_json"] = json.dumps({"hd_layout_json": json.dumps({"file_format": "1.0"})})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        theirs = visium_hd(
-            outs, dataset_id="HD1", bin_size=16, bins_as_squares=False, load_segmentations_only=False
-        )
+        theirs = visium_hd(outs, dataset_id="HD1", bin_size=16, bins_as_squares=False, load_segmentations_only=False)
     same_as_peer(hw.io.read_visium(outs, bin_um=16), theirs, "HD1_square_016um", "square_016um")
 
 
@@ -340,9 +331,7 @@ def test_real_folders(shared_data: Path, tmp_path: Path):
     hd = hw.io.read_visium(fixtures / "visium_hd")
     assert hd.tables["table"].shape == (2695, 100)
     factors = hd.tables["table"].uns["spatial"]["visium_hd"]["scalefactors"]
-    assert factors["bin_size_um"] / factors["spot_diameter_fullres"] == pytest.approx(
-        factors["microns_per_pixel"]
-    )
+    assert factors["bin_size_um"] / factors["spot_diameter_fullres"] == pytest.approx(factors["microns_per_pixel"])
 
 
 @pytest.mark.real_data

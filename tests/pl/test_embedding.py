@@ -21,9 +21,7 @@ def test_pca_matches_scikit_learn(embedded):
     ax = hw.pl.embedding(embedded)
     model = PCA(2)
     expected = model.fit_transform(embedded.obsm["X_image"])
-    np.testing.assert_allclose(
-        np.sort(np.abs(dots(ax)), axis=0), np.sort(np.abs(expected), axis=0), atol=1e-4
-    )
+    np.testing.assert_allclose(np.sort(np.abs(dots(ax)), axis=0), np.sort(np.abs(expected), axis=0), atol=1e-4)
     assert ax.get_xlabel() == f"PC 1 ({100 * model.explained_variance_ratio_[0]:.0f} %)"
 
 

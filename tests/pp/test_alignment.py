@@ -97,9 +97,7 @@ def test_axes(section, defect, arrays):
         del section.obs["array_row"]
     found = check(section)
     assert found.loc["orientation", "status"] == "fail"
-    np.testing.assert_allclose(
-        mended(section, found.loc["orientation", "fix"]).obsm["spatial"], truth, atol=1e-6
-    )
+    np.testing.assert_allclose(mended(section, found.loc["orientation", "fix"]).obsm["spatial"], truth, atol=1e-6)
     assert (check(section)["status"] != "fail").all()
 
 
@@ -161,9 +159,7 @@ def test_scale_factor_of_the_only_image(section):
     del entry(section)["images"]["lowres"]
     factors = entry(section)["scalefactors"]
     del factors["tissue_lowres_scalef"]
-    factors["tissue_hires_scalef"] = (
-        0.4  # one is right; the array and the microscope agree on the coordinates
-    )
+    factors["tissue_hires_scalef"] = 0.4  # one is right; the array and the microscope agree on the coordinates
     found = check(section)
     assert found.loc["scale", "status"] == "fail"
     mended(section, found.loc["scale", "fix"])

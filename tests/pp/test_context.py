@@ -15,9 +15,7 @@ from histoweave.pp._graph import ring_graphs
 
 
 def strip(n: int = 6) -> AnnData:
-    obs = pd.DataFrame(
-        {"library_id": "s", "array_row": 0, "array_col": np.arange(n)}, index=[str(i) for i in range(n)]
-    )
+    obs = pd.DataFrame({"library_id": "s", "array_row": 0, "array_col": np.arange(n)}, index=[str(i) for i in range(n)])
     uns = {"spatial": {"s": {"metadata": {"array_grid": "square"}, "scalefactors": {}}}}
     return AnnData(obs=obs, obsm={"X_gene": np.arange(n, dtype=np.float32)[:, None]}, uns=uns)
 
@@ -49,9 +47,7 @@ def test_strip_by_hand() -> None:
     hw.pp.spatial_context(table, keys="X_gene")
     np.testing.assert_allclose(table.obsm["X_gene_context"][0], [0, 1, 2])
     np.testing.assert_allclose(table.obsm["X_gene_context"][2], [2, 2, (0 + 4) / 2])
-    np.testing.assert_array_equal(
-        table.obsp["spatial_connectivities"].toarray(), ring_graphs(table)[0].toarray()
-    )
+    np.testing.assert_array_equal(table.obsp["spatial_connectivities"].toarray(), ring_graphs(table)[0].toarray())
     assert table.uns["histoweave"]["X_gene_context"]["params"]["n_rings"] == 2
 
 

@@ -13,9 +13,7 @@ from histoweave._validate import HistoweaveWarning
 from histoweave.pp._graph import ring_graphs
 
 
-def grid_table(
-    kind: str, n_row: int = 9, n_col: int = 8, name: str = "s1", *, metadata: bool = True
-) -> AnnData:
+def grid_table(kind: str, n_row: int = 9, n_col: int = 8, name: str = "s1", *, metadata: bool = True) -> AnnData:
     row, col = (a.ravel() for a in np.meshgrid(np.arange(n_row), np.arange(n_col), indexing="ij"))
     if kind == "hex":
         col = 2 * col + row % 2
@@ -27,17 +25,13 @@ def grid_table(
         index=[f"{name}-{i}" for i in range(len(row))],
     )
     meta = {"array_grid": kind, "array_pitch_um": 100.0} if metadata else {}
-    return AnnData(
-        obs=obs, obsm={"spatial": xy}, uns={"spatial": {name: {"metadata": meta, "scalefactors": {}}}}
-    )
+    return AnnData(obs=obs, obsm={"spatial": xy}, uns={"spatial": {name: {"metadata": meta, "scalefactors": {}}}})
 
 
 def naive_rings(position: np.ndarray, kind: str, n_rings: int) -> list[np.ndarray]:
     """Breadth-first search over the endless array, spots or not."""
     steps = (
-        [(0, 2), (0, -2), (1, 1), (1, -1), (-1, 1), (-1, -1)]
-        if kind == "hex"
-        else [(0, 1), (0, -1), (1, 0), (-1, 0)]
+        [(0, 2), (0, -2), (1, 1), (1, -1), (-1, 1), (-1, -1)] if kind == "hex" else [(0, 1), (0, -1), (1, 0), (-1, 0)]
     )
     index = {tuple(p): i for i, p in enumerate(position)}
     rings = [np.zeros((len(position),) * 2, dtype=bool) for _ in range(n_rings)]
@@ -92,9 +86,7 @@ def test_sections_are_never_joined_and_row_order_does_not_matter() -> None:
     for ring, mixed in zip(ring_graphs(table), ring_graphs(shuffled), strict=True):
         assert (ring[order][:, order] != mixed).nnz == 0
         rows, cols = mixed.nonzero()
-        assert (
-            shuffled.obs["library_id"].to_numpy()[rows] == shuffled.obs["library_id"].to_numpy()[cols]
-        ).all()
+        assert (shuffled.obs["library_id"].to_numpy()[rows] == shuffled.obs["library_id"].to_numpy()[cols]).all()
 
 
 def test_coordinates_alone_give_symmetric_disjoint_rings_that_do_not_cross_gaps() -> None:
@@ -113,9 +105,7 @@ def test_coordinates_alone_give_symmetric_disjoint_rings_that_do_not_cross_gaps(
 def test_few_or_collinear_points() -> None:
     single = AnnData(obs=pd.DataFrame(index=["a"]), obsm={"spatial": np.zeros((1, 2))})
     assert [ring.nnz for ring in ring_graphs(single)] == [0, 0]
-    line = AnnData(
-        obs=pd.DataFrame(index=list("abc")), obsm={"spatial": np.array([[0.0, 0], [1, 0], [2, 0]])}
-    )
+    line = AnnData(obs=pd.DataFrame(index=list("abc")), obsm={"spatial": np.array([[0.0, 0], [1, 0], [2, 0]])})
     assert ring_graphs(line)[0][0, 1]
 
 

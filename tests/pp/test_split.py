@@ -249,9 +249,7 @@ def test_her2st_a1_blocks(shared_data: Path) -> None:
     path = next(shared_data.glob("her2st/**/A1_selection.tsv"))
     spots = pd.read_csv(path, sep="\t")
     xy = spots[["pixel_x", "pixel_y"]].to_numpy() * 2000 / 6954
-    obs = pd.DataFrame(
-        {"library_id": "A1", "array_row": spots["y"].to_numpy(), "array_col": spots["x"].to_numpy()}
-    )
+    obs = pd.DataFrame({"library_id": "A1", "array_row": spots["y"].to_numpy(), "array_col": spots["x"].to_numpy()})
     obs.index = [f"A1-{i}" for i in range(len(obs))]
     meta = {"array_grid": "square", "array_pitch_um": 200.0}
     uns = {"spatial": {"A1": {"metadata": meta, "scalefactors": {}}}}

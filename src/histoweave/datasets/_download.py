@@ -115,9 +115,7 @@ def _check(path: Path, expected: str, advice: str) -> None:
 def _only_picture(listing: str) -> str:
     answer = requests.get(listing, timeout=TIMEOUT_S)
     answer.raise_for_status()
-    pictures = [
-        e["download_url"] for e in answer.json() if e["name"].lower().endswith((".jpg", ".jpeg", ".png"))
-    ]
+    pictures = [e["download_url"] for e in answer.json() if e["name"].lower().endswith((".jpg", ".jpeg", ".png"))]
     if len(pictures) != 1:
         msg = f"{listing} lists {len(pictures)} pictures instead of one"
         raise requests.RequestException(msg)

@@ -30,9 +30,7 @@ PATHMNIST_CLASSES = (
 )  # fmt: skip
 
 
-def visium_breast(
-    *, section: int = 1, full_image: bool = False, data_dir: PathLike | None = None
-) -> SpatialData:
+def visium_breast(*, section: int = 1, full_image: bool = False, data_dir: PathLike | None = None) -> SpatialData:
     """Human breast cancer, block A: two serial Visium sections of one patient, without labels.
 
     Parameters
@@ -74,9 +72,7 @@ def visium_breast(
     return read_visium(counts.parent, library_id=f"breast_A{section}", image=image, donor=data.donor)
 
 
-def dlpfc(
-    *, section: str | int = "151673", full_image: bool = False, data_dir: PathLike | None = None
-) -> SpatialData:
+def dlpfc(*, section: str | int = "151673", full_image: bool = False, data_dir: PathLike | None = None) -> SpatialData:
     """Human dorsolateral prefrontal cortex: 12 Visium sections of three donors with layers.
 
     Parameters

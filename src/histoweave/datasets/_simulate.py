@@ -248,13 +248,9 @@ def simulate_sections(
         )
         tables.append(table)
     out = ad.concat(tables, merge="same")
-    out.uns["spatial"] = {
-        library: t.uns["spatial"][library] for library, t in zip(truth, tables, strict=True)
-    }
+    out.uns["spatial"] = {library: t.uns["spatial"][library] for library, t in zip(truth, tables, strict=True)}
     for name in (_keys.LIBRARY, _keys.DONOR):
         out.obs[name] = out.obs[name].astype("category")
     params = {"n_sections": n_sections, "n_donors": n_donors} | asdict(knobs)
-    record(
-        out, "simulate_sections", "datasets.simulate_sections", params, random_state=random_state, truth=truth
-    )
+    record(out, "simulate_sections", "datasets.simulate_sections", params, random_state=random_state, truth=truth)
     return out

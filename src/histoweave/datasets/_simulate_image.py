@@ -82,9 +82,7 @@ def draw_stains(rng: np.random.Generator, stain_shift: float) -> np.ndarray:
     return vectors * np.exp(stain_shift * rng.normal(0, 0.2, size=(2, 1)))
 
 
-def paint(
-    rng: np.random.Generator, layout: Layout, textures: list[Texture], stains: np.ndarray
-) -> np.ndarray:
+def paint(rng: np.random.Generator, layout: Layout, textures: list[Texture], stains: np.ndarray) -> np.ndarray:
     """Return the image ``(height, width, 3)`` uint8, made in bands so that memory stays near the result's."""
     frame = layout.frame
     height, width = frame.shape
@@ -98,9 +96,7 @@ def paint(
     for top in range(0, height, BAND_PX):
         band = slice(top, min(top + BAND_PX, height))
         rows = np.arange(band.start, band.stop, dtype=np.float32)[:, None]
-        y, x = (
-            (p + frame.band(w, band)).astype(int) % period for p, w in zip((rows, columns), wave, strict=True)
-        )
+        y, x = ((p + frame.band(w, band)).astype(int) % period for p, w in zip((rows, columns), wave, strict=True))
         index = (layout.region_band(band), y, x)
         inside = _sigmoid(frame.band(layout.depth_um, band) / 4) * tissue_tiles[index]
         blue = _stamp(nuclei, band, width, frame.um_per_px) * inside
@@ -117,9 +113,7 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-np.clip(x, -30, 30)))
 
 
-def _tiles(
-    rng: np.random.Generator, textures: list[Texture], um_per_px: float
-) -> tuple[np.ndarray, np.ndarray]:
+def _tiles(rng: np.random.Generator, textures: list[Texture], um_per_px: float) -> tuple[np.ndarray, np.ndarray]:
     """Periodic tiles ``(n_regions, period, period)`` of eosin density and of presence of tissue.
 
     All regions filter the same white noise: equal parameters give equal pixels, so nothing but the
@@ -208,12 +202,7 @@ def _stamp(nuclei: dict[str, np.ndarray], band: slice, width: int, um_per_px: fl
         u, v = (x * cos + y * sin) / part["long"], (y * cos - x * sin) / part["short"]
         r = np.sqrt(u * u + v * v)
         chromatin = 0.85 + 0.15 * np.sin(5 * u + part["wobble"]) * np.sin(4 * v + part["wobble"])
-        ink = (
-            part["dark"]
-            * _sigmoid((1 - r) * sharp * part["short"])
-            * (0.75 + 0.25 * np.minimum(r, 1))
-            * chromatin
-        )
+        ink = part["dark"] * _sigmoid((1 - r) * sharp * part["short"]) * (0.75 + 0.25 * np.minimum(r, 1)) * chromatin
         at = (row + dy - band.start + 2 * half).astype(int) * stride + (col + dx + 2 * half).astype(int)
         np.maximum.at(canvas, at.ravel(), ink.ravel())
     return canvas.reshape(-1, stride)[2 * half : 2 * half + height, 2 * half : 2 * half + width]

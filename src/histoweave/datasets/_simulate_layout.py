@@ -160,17 +160,13 @@ def draw_layout(
 
 def _border(rng: np.random.Generator, frame: Frame, edge_um: float) -> np.ndarray:
     """Height map in um: distance to the array's border, positive within, made slightly ragged."""
-    y, x = (
-        (np.abs(np.arange(n, dtype=np.float32) - (n - 1) / 2) - n / 2) * GRID_UM + edge_um for n in frame.grid
-    )
+    y, x = ((np.abs(np.arange(n, dtype=np.float32) - (n - 1) / 2) - n / 2) * GRID_UM + edge_um for n in frame.grid)
     x, y = x[None], y[:, None]
     beyond = np.hypot(np.maximum(x, 0), np.maximum(y, 0)) + np.minimum(np.maximum(x, y), 0)
     return 12 * frame.noise(rng, 150) - beyond
 
 
-def _blobs(
-    rng: np.random.Generator, frame: Frame, y: np.ndarray, x: np.ndarray, n_regions: int
-) -> list[np.ndarray]:
+def _blobs(rng: np.random.Generator, frame: Frame, y: np.ndarray, x: np.ndarray, n_regions: int) -> list[np.ndarray]:
     """Draw a smooth field for each region, shifted until all have about equal shares of the spots."""
     feature_um = 0.6 * GRID_UM * math.sqrt(math.prod(frame.grid) / n_regions)
     fields = [frame.noise(rng, feature_um) + 0.05 * frame.noise(rng, 24) for _ in range(n_regions)]
@@ -182,9 +178,7 @@ def _blobs(
     return [field + s for field, s in zip(fields, shift, strict=True)]
 
 
-def _layers(
-    rng: np.random.Generator, frame: Frame, y: np.ndarray, x: np.ndarray, n_regions: int
-) -> list[np.ndarray]:
+def _layers(rng: np.random.Generator, frame: Frame, y: np.ndarray, x: np.ndarray, n_regions: int) -> list[np.ndarray]:
     """Draw wavy bands in a random direction, about equal in spots; band ``k`` lies beside ``k - 1``.
 
     The field of band ``k`` rises ``k`` times as fast as the position across the bands, and meets that of band

@@ -68,9 +68,7 @@ def build_section(
     )
     marker_of = [f"programme_{k + 1}" if k >= 0 else "" for k in programmes.marker_of]
     var = pd.DataFrame({"marker_of": marker_of}, index=[f"GENE{g + 1:04d}" for g in range(knobs.n_genes)])
-    table = AnnData(
-        matrix, obs=obs, var=var, obsm={_keys.SPATIAL: drawn.xy}, layers={_keys.COUNTS: matrix.copy()}
-    )
+    table = AnnData(matrix, obs=obs, var=var, obsm={_keys.SPATIAL: drawn.xy}, layers={_keys.COUNTS: matrix.copy()})
 
     stains = draw_stains(for_stains, knobs.stain_shift)
     pixels = None

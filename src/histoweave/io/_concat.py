@@ -78,8 +78,7 @@ def concat(
     kinds = {is_spatialdata(one) for one in objects}
     if len(kinds) > 1:
         msg = (
-            "`sections` mixes AnnData and SpatialData objects. Convert with `hw.io.to_anndata` or "
-            "`hw.io.from_anndata`."
+            "`sections` mixes AnnData and SpatialData objects. Convert with `hw.io.to_anndata` or `hw.io.from_anndata`."
         )
         raise TypeError(msg)
     names = list(sections) if isinstance(sections, Mapping) else [None] * len(objects)
@@ -111,10 +110,7 @@ def _prepared(table: AnnData, name: str | None) -> AnnData:
     if name is not None:
         old = set(column)
         if len(old) > 1:
-            msg = (
-                f"`sections[{name!r}]` holds several sections ({listing(sorted(old))}), which one name "
-                "cannot rename."
-            )
+            msg = f"`sections[{name!r}]` holds several sections ({listing(sorted(old))}), which one name cannot rename."
             raise ValueError(msg)
         column = np.full(table.n_obs, str(name), dtype=object)
         spatial = {str(name): entry for entry in spatial.values()}
@@ -124,8 +120,7 @@ def _prepared(table: AnnData, name: str | None) -> AnnData:
     if instance_key in obs:  # other readers name it otherwise
         obs[SPOT_ID] = obs[instance_key]
     obs.index = [
-        row if row.startswith(f"{lib}_") else f"{lib}_{row}"
-        for row, lib in zip(obs.index, column, strict=True)
+        row if row.startswith(f"{lib}_") else f"{lib}_{row}" for row, lib in zip(obs.index, column, strict=True)
     ]
     out = AnnData(
         table.X,
@@ -152,8 +147,7 @@ def _require_distinct(tables: list[AnnData]) -> None:
         seen |= names
         if not table.var_names.is_unique:
             msg = (
-                f"Section {listing(sorted(names))} has repeated gene names. Run "
-                "`adata.var_names_make_unique()` first."
+                f"Section {listing(sorted(names))} has repeated gene names. Run `adata.var_names_make_unique()` first."
             )
             raise ValueError(msg)
 
@@ -200,9 +194,7 @@ def _report_genes(tables: list[AnnData], join: str) -> None:
             "Pass `join='outer'` to keep them."
         )
     else:
-        examples = "; ".join(
-            f"{t.obs[_keys.LIBRARY].iloc[0]!r}: {listing(t.var_names[:3])}" for t in tables[:3]
-        )
+        examples = "; ".join(f"{t.obs[_keys.LIBRARY].iloc[0]!r}: {listing(t.var_names[:3])}" for t in tables[:3])
         msg = (
             f"The sections share no gene ({examples}). Bring gene names to one form (symbols or Ensembl "
             "ids), or pass `join='outer'` to keep all genes with a record of where each was measured."
@@ -236,8 +228,7 @@ def _collect(objects: list[SpatialData], kind: str) -> dict[str, Any]:
         for name, element in getattr(one, kind).items():
             if name in found:
                 msg = (
-                    f"The name {name!r} occurs in the {kind} of more than one section. Rename it in one of "
-                    "them first."
+                    f"The name {name!r} occurs in the {kind} of more than one section. Rename it in one of them first."
                 )
                 raise ValueError(msg)
             found[name] = element

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
-def to_anndata(
-    sdata: SpatialData, *, images: Sequence[str] | None = None, table_key: str = _keys.TABLE
-) -> AnnData:
+def to_anndata(sdata: SpatialData, *, images: Sequence[str] | None = None, table_key: str = _keys.TABLE) -> AnnData:
     """Return the table of a SpatialData object with its images in ``uns["spatial"]``.
 
     Parameters
@@ -102,9 +100,7 @@ def _wanted(sdata: SpatialData, lib: str, images: Sequence[str] | None) -> list[
     return chosen
 
 
-def from_anndata(
-    adata: AnnData, *, library_key: str = _keys.LIBRARY, table_key: str = _keys.TABLE
-) -> SpatialData:
+def from_anndata(adata: AnnData, *, library_key: str = _keys.LIBRARY, table_key: str = _keys.TABLE) -> SpatialData:
     """Return a SpatialData object from a classic AnnData with ``obsm["spatial"]`` and ``uns["spatial"]``.
 
     Parameters
@@ -144,9 +140,7 @@ def from_anndata(
         msg = f"`adata` must be an AnnData object, got {type(adata).__name__}."
         raise TypeError(msg)
     table = get_table(adata)
-    require_key(
-        table.obsm, _keys.SPATIAL, where="adata.obsm", argument="spatial", run="hw.io.read_visium(...)"
-    )
+    require_key(table.obsm, _keys.SPATIAL, where="adata.obsm", argument="spatial", run="hw.io.read_visium(...)")
     xy = np.asarray(table.obsm[_keys.SPATIAL], dtype=float)
     if xy.ndim != 2 or xy.shape[1] != 2 or not np.isfinite(xy).all():
         msg = f"`adata.obsm['spatial']` must be (n_obs, 2) without missing values, got shape {xy.shape}."
@@ -183,9 +177,7 @@ def _section_images(entry: dict[str, Any], lib: str) -> dict[str, Any]:
         if Path(source).is_file():
             images[f"{lib}_full_image"] = image_element(open_image(source), lib)
         else:
-            warn(
-                f"Section {lib!r}: the full-resolution image {source!r} is no longer there and was left out."
-            )
+            warn(f"Section {lib!r}: the full-resolution image {source!r} is no longer there and was left out.")
     for name, pixels in entry.get("images", {}).items():
         scale = _usable(factors.get(f"tissue_{name}_scalef", 1.0 if name == "full" else None))
         if scale is None:

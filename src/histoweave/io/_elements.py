@@ -72,13 +72,10 @@ def circles(xy: np.ndarray, diameter: float | None, index: Any, library_id: str)
         distance = nearest_distance(xy)
         diameter = 0.55 * distance if np.isfinite(distance) and distance > 0 else 1.0
         warn(
-            f"Section {library_id!r} has no usable `spot_diameter_fullres`: its circles are drawn "
-            f"{diameter:.1f} px wide from the distance between spots (1 px for a single spot). Results in um "
-            "need the pixel size."
+            f"Section {library_id!r} has no usable `spot_diameter_fullres`: its circles are drawn {diameter:.1f} px "
+            "wide from the distance between spots (1 px for a single spot). Results in um need the pixel size."
         )
-    return ShapesModel.parse(
-        xy, geometry=0, radius=diameter / 2, index=index, transformations={library_id: Identity()}
-    )
+    return ShapesModel.parse(xy, geometry=0, radius=diameter / 2, index=index, transformations={library_id: Identity()})
 
 
 def assemble(

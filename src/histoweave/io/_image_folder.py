@@ -73,9 +73,7 @@ def read_image_folder(
         msg = f"`path={str(root)!r}` is not a folder."
         raise FileNotFoundError(msg)
     found = [
-        p
-        for p in root.glob(pattern)
-        if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()
+        p for p in root.glob(pattern) if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()
     ]
     found.sort(key=lambda p: p.relative_to(root).as_posix())
     if not found:
@@ -92,9 +90,7 @@ def read_image_folder(
     if labels_key is not None:
         obs[labels_key] = pd.Categorical([p.parent.name if p.parent != root else None for p in found])
     table = AnnData(obs=obs, obsm={key_added: pixels})
-    record(
-        table, key_added, "io.read_image_folder", {"path": str(root), "pattern": pattern, "out_px": out_px}
-    )
+    record(table, key_added, "io.read_image_folder", {"path": str(root), "pattern": pattern, "out_px": out_px})
     return table
 
 
@@ -110,9 +106,7 @@ def _stack(paths: list[Path], names: list[str], out_px: int | None) -> np.ndarra
             pixels[row] = image
     if len(sizes) > 1:
         shown = ", ".join(f"{h} x {w} ({n} images)" for (h, w), n in sizes.most_common(5))
-        msg = (
-            f"The images differ in size (height x width): {shown}. Pass `out_px=` to bring them to one size."
-        )
+        msg = f"The images differ in size (height x width): {shown}. Pass `out_px=` to bring them to one size."
         raise ValueError(msg)
     return pixels
 

@@ -63,10 +63,7 @@ def one_hot_labels(table: pd.DataFrame) -> pd.Series:
     values = table.apply(pd.to_numeric, errors="coerce").fillna(0).to_numpy() > 0
     several = values.sum(axis=0) > 1
     if several.any():
-        msg = (
-            f"{int(several.sum())} spots have more than one label (e.g. "
-            f"{listing(table.columns[several], 3)})."
-        )
+        msg = f"{int(several.sum())} spots have more than one label (e.g. {listing(table.columns[several], 3)})."
         raise ValueError(msg)
     labels = np.where(values.any(axis=0), np.asarray(names, dtype=object)[values.argmax(axis=0)], None)
     return unique_labels(pd.Series(labels, index=spot_names(spot_positions(table.columns)), dtype=object))
@@ -94,13 +91,8 @@ def label_column(table: pd.DataFrame, column: str | None, *, others: list[str]) 
             raise KeyError(msg)
         return column
     if len(left) != 1:
-        problem = (
-            "has no label column" if not left else f"has several columns that may be labels: {listing(left)}"
-        )
-        msg = (
-            f"The label table {problem} (columns: {listing(table.columns)}). Name the one to use with "
-            "`column=`."
-        )
+        problem = "has no label column" if not left else f"has several columns that may be labels: {listing(left)}"
+        msg = f"The label table {problem} (columns: {listing(table.columns)}). Name the one to use with `column=`."
         raise ValueError(msg)
     return left[0]
 

@@ -93,19 +93,14 @@ def read_labels(
     rows = _rows(section, library_id)
     if not isinstance(path, pd.DataFrame) and Path(path).suffix.lower() in (".geojson", ".json"):
         _require_one_section(section[rows], "polygons are in the pixels of one image")
-        require_key(
-            table.obsm, _keys.SPATIAL, where="adata.obsm", argument="spatial", run="hw.io.read_visium(...)"
-        )
+        require_key(table.obsm, _keys.SPATIAL, where="adata.obsm", argument="spatial", run="hw.io.read_visium(...)")
         labels = label_points(path, np.asarray(table.obsm[_keys.SPATIAL])[rows])
         unknown = 0
     else:
         labels, unknown = _table_labels(table, section, rows, path, column, barcode_column)
     n_labelled = int(pd.notna(labels).sum())
     if unknown:
-        warn(
-            f"{unknown} entries of the label file fit no spot and were left out; {n_labelled} spots are "
-            "labelled."
-        )
+        warn(f"{unknown} entries of the label file fit no spot and were left out; {n_labelled} spots are labelled.")
     if n_labelled == 0:
         msg = "The label file labels no spot: all labels of the spots it lists are empty."
         raise ValueError(msg)
@@ -141,10 +136,7 @@ def _rows(section: np.ndarray, library_id: str | None) -> np.ndarray:
 def _require_one_section(section: np.ndarray, reason: str) -> None:
     names = list(dict.fromkeys(section))
     if len(names) > 1:
-        msg = (
-            f"The data hold {len(names)} sections ({listing(names)}), but {reason}. Pass `library_id=` to "
-            "say which."
-        )
+        msg = f"The data hold {len(names)} sections ({listing(names)}), but {reason}. Pass `library_id=` to say which."
         raise ValueError(msg)
 
 
@@ -218,10 +210,7 @@ def _barcodes(frame: pd.DataFrame, barcode_column: str | None) -> tuple[pd.DataF
         return frame, named[0]
     if not pd.api.types.is_numeric_dtype(frame.index):
         return frame.rename_axis("barcode").reset_index(), "barcode"
-    msg = (
-        f"The label file has no column 'Barcode'; found {listing(frame.columns)}. Name it with "
-        "`barcode_column=`."
-    )
+    msg = f"The label file has no column 'Barcode'; found {listing(frame.columns)}. Name it with `barcode_column=`."
     raise ValueError(msg)
 
 

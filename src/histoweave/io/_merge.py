@@ -80,14 +80,9 @@ def join_obs(frames: list[pd.DataFrame]) -> pd.DataFrame:
 def _join_column(parts: list[pd.Series], present: list[bool]) -> Any:
     known = [p for p, here in zip(parts, present, strict=True) if here]
     if any(isinstance(p.dtype, pd.CategoricalDtype) for p in known) or known[0].name == _keys.LIBRARY:
-        seen = [
-            p.cat.categories if isinstance(p.dtype, pd.CategoricalDtype) else pd.unique(p.dropna())
-            for p in known
-        ]
+        seen = [p.cat.categories if isinstance(p.dtype, pd.CategoricalDtype) else pd.unique(p.dropna()) for p in known]
         categories = list(dict.fromkeys(c for names in seen for c in names))
-        return pd.Categorical(
-            np.concatenate([p.astype(object).to_numpy() for p in parts]), categories=categories
-        )
+        return pd.Categorical(np.concatenate([p.astype(object).to_numpy() for p in parts]), categories=categories)
     if not all(present):  # a missing truth value or integer needs a type that can be missing
         nullable = {"b": "boolean", "i": "Int64", "u": "Int64", "f": "float64"}
         kind = nullable.get(getattr(known[0].dtype, "kind", "O"))
@@ -128,9 +123,7 @@ def _stack(parts: list[Any], rows: list[pd.Index]) -> Any:
     if any(isinstance(p, pd.DataFrame) for p in known):
         if not all(isinstance(p, pd.DataFrame) for p in known):
             return None
-        return pd.concat(
-            [pd.DataFrame(index=r) if p is None else p for p, r in zip(parts, rows, strict=True)]
-        )
+        return pd.concat([pd.DataFrame(index=r) if p is None else p for p, r in zip(parts, rows, strict=True)])
     if len({p.shape[1:] for p in known}) > 1:
         return None
     if len(known) < len(parts):

@@ -42,10 +42,7 @@ def label_points(path: str | os.PathLike[str], xy: np.ndarray) -> np.ndarray:
         disputed[row] |= labels[row] is not None and labels[row] != name
         labels[row] = name
     if disputed.any():
-        warn(
-            f"{int(disputed.sum())} spots lie in polygons of different labels; they got that of the smallest "
-            "polygon."
-        )
+        warn(f"{int(disputed.sum())} spots lie in polygons of different labels; they got that of the smallest polygon.")
     return labels
 
 

@@ -55,12 +55,8 @@ def locate(path: Path, bin_um: int | None) -> Layout:
         if (folder / "spatial").is_dir():
             size = _bin_size(folder)
             if bin_um is not None and bin_um != size:
-                found = (
-                    "a classic Visium section, which has no bins" if size is None else f"the {size} um bins"
-                )
-                msg = (
-                    f"`bin_um={bin_um}` was asked for, but {str(folder)!r} holds {found}. Leave `bin_um` out."
-                )
+                found = "a classic Visium section, which has no bins" if size is None else f"the {size} um bins"
+                msg = f"`bin_um={bin_um}` was asked for, but {str(folder)!r} holds {found}. Leave `bin_um` out."
                 raise ValueError(msg)
             return Layout(folder, _name_folder(folder, size), size)
     msg = (
@@ -128,10 +124,7 @@ def read_positions(spatial: Path) -> pd.DataFrame:
     found = [spatial / name for name in POSITION_FILES if (spatial / name).exists()]
     if not found:
         names = sorted(p.name for p in spatial.iterdir())
-        msg = (
-            f"No spot positions in {str(spatial)!r}: looked for {listing(POSITION_FILES)}; found "
-            f"{listing(names)}."
-        )
+        msg = f"No spot positions in {str(spatial)!r}: looked for {listing(POSITION_FILES)}; found {listing(names)}."
         raise FileNotFoundError(msg)
     path = found[0]
     try:
@@ -164,10 +157,7 @@ def _checked(positions: pd.DataFrame, path: Path) -> pd.DataFrame:
         raise ValueError(msg)
     twice = positions.index[positions.index.duplicated()]
     if len(twice):
-        msg = (
-            f"{str(path)!r} lists {twice.nunique()} barcodes more than once (e.g. "
-            f"{listing(twice.unique(), 3)})."
-        )
+        msg = f"{str(path)!r} lists {twice.nunique()} barcodes more than once (e.g. {listing(twice.unique(), 3)})."
         raise ValueError(msg)
     numbers = positions.apply(pd.to_numeric, errors="coerce").astype(float)
     bad = ~np.isfinite(numbers.to_numpy()).all(axis=1)

@@ -181,9 +181,8 @@ def _join(placed: pd.DataFrame, expression: tuple | None) -> tuple[AnnData, dict
         both = placed.index[placed.index.isin(names)]
         if not len(both):
             msg = (
-                f"`counts` (e.g. {listing(names[:3])}) and `spots` (e.g. {listing(placed.index[:3])}) share "
-                "no array position: they belong to different sections, or x and y are swapped in one of "
-                "them."
+                f"`counts` (e.g. {listing(names[:3])}) and `spots` (e.g. {listing(placed.index[:3])}) share no array "
+                "position: they belong to different sections, or x and y are swapped in one of them."
             )
             raise ValueError(msg)
         dropped = {
@@ -198,9 +197,7 @@ def _join(placed: pd.DataFrame, expression: tuple | None) -> tuple[AnnData, dict
         if not genes.is_unique:
             warn(f"{int(genes.duplicated().sum())} gene names repeat; a suffix was added to tell them apart.")
             genes = make_index_unique(genes)
-        table = AnnData(
-            matrix[names.get_indexer(both)], obs=pd.DataFrame(index=both), var=pd.DataFrame(index=genes)
-        )
+        table = AnnData(matrix[names.get_indexer(both)], obs=pd.DataFrame(index=both), var=pd.DataFrame(index=genes))
         table.layers[_keys.COUNTS] = table.X.copy()
     here = placed.loc[table.obs_names]
     table.obs[_keys.IN_TISSUE] = True
@@ -234,8 +231,5 @@ def _add_labels(table: AnnData, annotation: pd.Series, labels_key: str) -> None:
         )
         raise ValueError(msg)
     if not known.all():
-        warn(
-            f"{int((~known).sum())} of {len(known)} labelled positions are not among the spots and were left "
-            "out."
-        )
+        warn(f"{int((~known).sum())} of {len(known)} labelled positions are not among the spots and were left out.")
     table.obs[labels_key] = pd.Categorical(found.to_numpy())

@@ -89,10 +89,7 @@ def read_spots(table: pd.DataFrame) -> pd.DataFrame:
     numbers = table[needed].apply(pd.to_numeric, errors="coerce").astype(float)
     bad = ~np.isfinite(numbers.to_numpy()).all(axis=1)
     if bad.any():
-        msg = (
-            f"`spots` has missing or non-numeric positions in {int(bad.sum())} rows (first: row "
-            f"{int(bad.argmax())})."
-        )
+        msg = f"`spots` has missing or non-numeric positions in {int(bad.sum())} rows (first: row {int(bad.argmax())})."
         raise ValueError(msg)
     numbers.index = label_files.spot_names(numbers[["x", "y"]].to_numpy())
     _require_unique(numbers.index, "spots")
@@ -104,19 +101,13 @@ def place(
 ) -> pd.DataFrame:
     """Return the spots of the counts, else of the labels, at the pixels that ``function`` gives."""
     if expression is None and annotation is None:
-        msg = (
-            "`spots` is a function, so the array positions must come from `counts` or `labels`: pass one of "
-            "them."
-        )
+        msg = "`spots` is a function, so the array positions must come from `counts` or `labels`: pass one of them."
         raise ValueError(msg)
     names = expression[1] if expression is not None else annotation.index
     array = label_files.spot_positions(names)
     pixels = np.asarray(function(array), dtype=float)
     if pixels.shape != array.shape or not np.isfinite(pixels).all():
-        msg = (
-            f"`spots` must return one finite pixel (x, y) a position, shape {array.shape}; got "
-            f"{pixels.shape}."
-        )
+        msg = f"`spots` must return one finite pixel (x, y) a position, shape {array.shape}; got {pixels.shape}."
         raise ValueError(msg)
     return pd.DataFrame(np.hstack([array, pixels]), index=names, columns=["x", "y", "pixel_x", "pixel_y"])
 
@@ -125,7 +116,6 @@ def _require_unique(names: pd.Index, argument: str) -> None:
     twice = names[names.duplicated()].unique()
     if len(twice):
         msg = (
-            f"`{argument}` has {len(twice)} array positions more than once (after rounding; e.g. "
-            f"{listing(twice, 3)})."
+            f"`{argument}` has {len(twice)} array positions more than once (after rounding; e.g. {listing(twice, 3)})."
         )
         raise ValueError(msg)

@@ -69,16 +69,12 @@ def _read_h5(path: Path) -> tuple[AnnData, dict[str, Any]]:
             absent = [name for name in _H5_NEEDS if f"matrix/{name}" not in file]
         if absent:
             msg = (
-                f"{str(path)!r} is not a 10x feature-barcode matrix: it has no {listing(absent)} in its "
-                "`matrix` group."
+                f"{str(path)!r} is not a 10x feature-barcode matrix: it has no {listing(absent)} in its `matrix` group."
             )
             raise ValueError(msg)
         return sc.read_10x_h5(path, gex_only=False), attributes
     except OSError as error:
-        msg = (
-            f"Cannot read {str(path)!r}: the file is damaged or was cut off ({error}). Copy or download it "
-            "again."
-        )
+        msg = f"Cannot read {str(path)!r}: the file is damaged or was cut off ({error}). Copy or download it again."
         raise OSError(msg) from error
 
 
@@ -102,12 +98,7 @@ def _read_mtx(folder: Path) -> AnnData:
         "barcodes": ("barcodes.tsv",),
         "features": ("features.tsv", "genes.tsv"),
     }.items():
-        found = [
-            folder / f"{name}{end}"
-            for name in names
-            for end in (".gz", "")
-            if (folder / f"{name}{end}").exists()
-        ]
+        found = [folder / f"{name}{end}" for name in names for end in (".gz", "") if (folder / f"{name}{end}").exists()]
         if not found:
             msg = (
                 f"{str(folder)!r} has no `{names[0]}` or `{names[0]}.gz`; found "

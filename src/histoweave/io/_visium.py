@@ -99,9 +99,7 @@ def read_visium(
     if counts is None:
         inside = positions.index[positions[_keys.IN_TISSUE]]
         if not len(inside):
-            msg = (
-                f"No spot of {str(layout.root)!r} lies in tissue, so there is nothing to read without counts."
-            )
+            msg = f"No spot of {str(layout.root)!r} lies in tissue, so there is nothing to read without counts."
             raise ValueError(msg)
         table, attributes, prefix, dropped = AnnData(obs=pd.DataFrame(index=inside)), {}, "", 0
     else:
@@ -186,9 +184,7 @@ def _images(layout: files.Layout, lib: str, factors: dict[str, float]) -> tuple[
         if not found:
             continue
         if f"tissue_{name}_scalef" in factors:
-            images[f"{lib}_{name}_image"] = image_element(
-                open_image(found[0]), lib, factors[f"tissue_{name}_scalef"]
-            )
+            images[f"{lib}_{name}_image"] = image_element(open_image(found[0]), lib, factors[f"tissue_{name}_scalef"])
         else:
             left_out.append(name)
             warn(

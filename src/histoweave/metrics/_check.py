@@ -20,9 +20,8 @@ def label_array(values: Any, *, argument: str) -> np.ndarray:
     missing = pd.isna(array)
     if missing.any():
         msg = (
-            f"`{argument}` is missing for {int(missing.sum())} of {array.size} rows. "
-            f"Score labelled rows only: `mask = pd.notna({argument})`, then pass `{argument}[mask]` and the "
-            "same rows of every other argument."
+            f"`{argument}` is missing for {int(missing.sum())} of {array.size} rows. Score labelled rows only: "
+            f"`mask = pd.notna({argument})`, then pass `{argument}[mask]` and the same rows of every other argument."
         )
         raise ValueError(msg)
     return np.array([label_name(value) for value in array], dtype=object)

@@ -95,9 +95,7 @@ def classification(
     return scores
 
 
-def per_class(
-    y_true: Any, y_pred: Any, probability: Any = None, classes: Sequence[Any] | None = None
-) -> pd.DataFrame:
+def per_class(y_true: Any, y_pred: Any, probability: Any = None, classes: Sequence[Any] | None = None) -> pd.DataFrame:
     """Score every class on its own.
 
     Parameters
@@ -143,9 +141,7 @@ def _prepare(
     return truth, guess, array, names
 
 
-def _per_class(
-    truth: np.ndarray, guess: np.ndarray, array: np.ndarray | None, names: list[str]
-) -> pd.DataFrame:
+def _per_class(truth: np.ndarray, guess: np.ndarray, array: np.ndarray | None, names: list[str]) -> pd.DataFrame:
     counts = confusion_matrix(truth, guess, labels=np.array(names, dtype=object))
     hits, support, predicted = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
     there = support > 0

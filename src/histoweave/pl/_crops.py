@@ -109,9 +109,7 @@ def _size_bar(ax: Axes, size_um: Mapping[str, float], width: int) -> None:
         return
     bottom = ax.get_ylim()[0]
     y = [bottom + 0.1 * width] * 2
-    ax.plot(
-        [0, width], y, color="black", lw=2, solid_capstyle="butt", clip_on=False, scalex=False, scaley=False
-    )
+    ax.plot([0, width], y, color="black", lw=2, solid_capstyle="butt", clip_on=False, scalex=False, scaley=False)
     ax.text(width / 2, y[0] + 0.08 * width, f"{min(sizes):g} µm", ha="center", va="top", fontsize=8)
 
 

@@ -261,9 +261,7 @@ def class_legend(ax: Axes, entries: Mapping[str, Mapping[str, Any]], *, outside:
     """Add a legend of round marks right of the axes, or with ``outside`` right of all axes of the figure."""
     from matplotlib.lines import Line2D
 
-    handles = [
-        Line2D([], [], ls="none", marker="o", ms=7, label=name, **style) for name, style in entries.items()
-    ]
+    handles = [Line2D([], [], ls="none", marker="o", ms=7, label=name, **style) for name, style in entries.items()]
     style = {"frameon": False, "fontsize": 9, "handletextpad": 0.2, "labelspacing": 0.4}
     if outside:
         ax.figure.legend(handles=handles, loc="outside right center", **style)

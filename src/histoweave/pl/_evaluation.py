@@ -256,9 +256,7 @@ def scores(results: pd.DataFrame, *, metric: str = "macro_f1", ax: Axes | None =
         msg = f"`results` must be the DataFrame of `hw.tl.cross_validate`, got {type(results).__name__}."
         raise TypeError(msg)
     for column, argument in (("arm", "results"), ("kind", "results"), (metric, "metric")):
-        require_key(
-            results, column, where="results.columns", argument=argument, run="hw.tl.cross_validate(...)"
-        )
+        require_key(results, column, where="results.columns", argument=argument, run="hw.tl.cross_validate(...)")
     other = set(results["kind"]) - {"model", "null"}
     if other:
         msg = f"`results['kind']` must be 'model' or 'null', found {listing(sorted(map(str, other)))}."
@@ -273,9 +271,7 @@ def scores(results: pd.DataFrame, *, metric: str = "macro_f1", ax: Axes | None =
     for place, (kind, arm, mean) in enumerate(order.itertuples(index=False)):
         color = _MODEL if kind == "model" else _NULL
         values = known.loc[(known["arm"] == arm) & (known["kind"] == kind), metric]
-        ax.plot(
-            values, np.full(len(values), place), ls="none", marker="o", ms=6, color=color, alpha=0.45, mew=0
-        )
+        ax.plot(values, np.full(len(values), place), ls="none", marker="o", ms=6, color=color, alpha=0.45, mew=0)
         ax.plot([mean, mean], [place - 0.3, place + 0.3], color=color, lw=2.5, solid_capstyle="butt")
         ax.annotate(f"{mean:.2f}", (1, place), xycoords=("axes fraction", "data"), xytext=(6, 0),
                     textcoords="offset points", va="center", fontsize=9, color=color)  # fmt: skip

@@ -130,9 +130,7 @@ def _columns(table: AnnData, color: str | Sequence[str] | None, labels_key: str)
         wanted = (labels_key, labels_key + _keys.PREDICTED, labels_key + _keys.CONFIDENCE)
         found = [key for key in wanted if key in table.obs]
         if not found:
-            require_key(
-                table.obs, labels_key, where="adata.obs", argument="labels_key", run="hw.io.read_labels(...)"
-            )
+            require_key(table.obs, labels_key, where="adata.obs", argument="labels_key", run="hw.io.read_labels(...)")
         return found
     columns = [color] if isinstance(color, str) else list(dict.fromkeys(color))
     for key in columns:
@@ -252,9 +250,7 @@ class _Numbers:
         ax.figure.colorbar(scale, ax=ax, fraction=0.045, pad=0.02).outline.set_visible(False)
 
 
-def _legend(
-    axes: np.ndarray, pictures: Mapping[str, _Classes | _Numbers], rows: np.ndarray, own: bool
-) -> None:
+def _legend(axes: np.ndarray, pictures: Mapping[str, _Classes | _Numbers], rows: np.ndarray, own: bool) -> None:
     """One legend for labels with their predictions: right of our own figure, else of their last axes."""
     families: dict[str, dict[str, Any]] = {}
     places: dict[str, Axes] = {}

@@ -102,9 +102,7 @@ def check_alignment(
     if crop_um is not None:
         require_number(crop_um, argument="crop_um", above=0)
     _, table = working_copy(data, table_key)
-    require_key(
-        table.obsm, spatial_key, where="adata.obsm", argument="spatial_key", run="hw.io.read_visium(...)"
-    )
+    require_key(table.obsm, spatial_key, where="adata.obsm", argument="spatial_key", run="hw.io.read_visium(...)")
     xy = np.asarray(table.obsm[spatial_key], dtype=float)
     if xy.ndim != 2 or xy.shape[1] != 2:
         msg = f"`adata.obsm[{spatial_key!r}]` must have shape ({table.n_obs}, 2) as (x, y), got {xy.shape}."
@@ -169,15 +167,12 @@ def _check_crops(section: Section, crop_um: float | None) -> list[Finding]:
             better = 2 * spot
         elif pitch and size > WIDEST_CROP * pitch:
             wrong = (
-                f"{key} of {size:g} um span {size / pitch:.1f} array pitches of {pitch:g} um: neighbouring "
-                f"spots see "
+                f"{key} of {size:g} um span {size / pitch:.1f} array pitches of {pitch:g} um: neighbouring spots see "
                 "nearly the same picture, and splits by blocks need a buffer as wide."
             )
             better = 3 * pitch
         else:
-            findings.append(
-                section.finding("crop_size", "ok", size, _between(spot, pitch), f"{key}: {size:g} um.")
-            )
+            findings.append(section.finding("crop_size", "ok", size, _between(spot, pitch), f"{key}: {size:g} um."))
             continue
         fix = f"hw.pp.crops(data, size_um={better:g}{key_added})"
         findings.append(section.finding("crop_size", "warn", size, _between(spot, pitch), wrong, fix))

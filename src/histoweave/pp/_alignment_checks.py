@@ -48,9 +48,7 @@ class Section:
     home: str
     library_key: str | None
 
-    def finding(
-        self, check: str, status: str, value: float, expected: str, message: str, fix: str = ""
-    ) -> Finding:
+    def finding(self, check: str, status: str, value: float, expected: str, message: str, fix: str = "") -> Finding:
         """Return a row for this section."""
         return Finding(self.name, check, status, float(value), expected, message, fix)
 
@@ -96,12 +94,10 @@ def check_coordinates(section: Section) -> list[Finding]:
     if not twice:
         return [section.finding("coordinates", "ok", 0, "0 duplicates", "Every spot has its own place.")]
     message = f"{twice} spots lie at the place of another: rows were duplicated, or sections share one name."
-    keep = f"~pd.DataFrame({section.home}.obsm[{section.spatial_key!r}]).duplicated().to_numpy()"
+    places = f"pd.DataFrame({section.home}.obsm[{section.spatial_key!r}])"
     if section.library_key:
-        keep = (
-            f"~pd.DataFrame({section.home}.obsm[{section.spatial_key!r}])"
-            f".assign(s={section.home}.obs[{section.library_key!r}].to_numpy()).duplicated().to_numpy()"
-        )
+        places += f".assign(s={section.home}.obs[{section.library_key!r}].to_numpy())"
+    keep = f"~{places}.duplicated().to_numpy()"
     status = "fail" if twice > MANY * len(section.xy) else "warn"
     fix = f"import pandas as pd\n{section.home} = {section.home}[{keep}].copy()"
     return [section.finding("coordinates", status, twice, "0 duplicates", message, fix)]
@@ -128,9 +124,7 @@ def check_pixel_size(
     # the nominal diameter of early Space Ranger is known to be off; array and microscope are not
     status = "warn" if set(disagreeing) <= {"spot_diameter_fullres"} else "fail"
     fix = f"{section.home}.uns['spatial'][{section.name!r}]['scalefactors']['microns_per_pixel'] = " + (
-        f"{found.um_per_px:.5g}"
-        if status == "warn"
-        else "...  # the value of the microscope's or scanner's file"
+        f"{found.um_per_px:.5g}" if status == "warn" else "...  # the value of the microscope's or scanner's file"
     )
     if status == "warn" and "microns_per_pixel" not in found.checks:
         fix = f"hw.pp.crops(data, um_per_px={found.um_per_px:.5g})"
@@ -177,8 +171,7 @@ def _check_sizes(section: Section, pictures: dict[str, SectionImage]) -> Finding
         image = pictures[shorter]
         label = shorter.removeprefix(f"{section.name}_").removesuffix("_image")
         message = (
-            f"Images {finest!r} and {name!r} stand for full sizes that differ {ratio[0]:.3g}-fold: the "
-            f"scale factor of "
+            f"Images {finest!r} and {name!r} stand for full sizes that differ {ratio[0]:.3g}-fold: the scale factor of "
             f"{label!r} ({image.scale[0]:.4g}) is that of another image."
         )
         fix = section.factor_code(label, image.array.shape[1] / width)

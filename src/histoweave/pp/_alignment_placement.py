@@ -45,9 +45,7 @@ def _passed(finding: Finding) -> Finding:
     return finding._replace(status="ok", message="Explained by another finding.", fix="")
 
 
-def _on_image(
-    section: Section, xy: np.ndarray, in_tissue: np.ndarray, size: tuple[float, float], fix: str
-) -> Finding:
+def _on_image(section: Section, xy: np.ndarray, in_tissue: np.ndarray, size: tuple[float, float], fix: str) -> Finding:
     outside, lost = (((p < 0) | (p >= size)).any(axis=1) for p in (xy, in_tissue))
     share = 1 - outside.mean()
     if not outside.any():

@@ -45,16 +45,12 @@ def default_sides(points: dict[str, np.ndarray], n_folds: int) -> dict[str, floa
     Starts at blocks of one fold's share of a section: large blocks lose the fewest spots to the buffer.
     """
     sides = {
-        name: np.sqrt(len(xy) / n_folds) * nearest_distance(xy) if len(xy) > 1 else 1.0
-        for name, xy in points.items()
+        name: np.sqrt(len(xy) / n_folds) * nearest_distance(xy) if len(xy) > 1 else 1.0 for name, xy in points.items()
     }
     for name, side in sides.items():
         require_number(float(side), argument=f"distance between the spots of section {name!r}", above=0)
     for factor in (1, 0.85, 0.7, 0.6, 0.5):
-        if (
-            sum(len(np.unique(cut_blocks(xy, sides[name] * factor))) for name, xy in points.items())
-            >= n_folds
-        ):
+        if sum(len(np.unique(cut_blocks(xy, sides[name] * factor))) for name, xy in points.items()) >= n_folds:
             break
     return {name: float(side * factor) for name, side in sides.items()}
 

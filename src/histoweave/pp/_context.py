@@ -122,9 +122,7 @@ def spatial_context(
     results = [context_features(value, rings) for value in values]
     for key, name, result in zip(keys, names, results, strict=True):
         table.obsm[name] = result
-        record(
-            table, name, "pp.spatial_context", {"keys": key, "n_rings": n_rings}, n_without_neighbours=alone
-        )
+        record(table, name, "pp.spatial_context", {"keys": key, "n_rings": n_rings}, n_without_neighbours=alone)
     table.obsp[_keys.CONNECTIVITIES] = rings[0].astype(np.float64)
     return out if copy else None
 

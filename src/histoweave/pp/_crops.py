@@ -144,8 +144,7 @@ def coordinates(table: AnnData, spatial_key: str = _keys.SPATIAL) -> np.ndarray:
         where = f"adata.obsm[{spatial_key!r}]"
         msg = (
             f"`{where}` has missing or infinite coordinates in {int(bad.sum())} rows (first: "
-            f"{table.obs_names[bad.argmax()]!r}). Remove them: "
-            f"`adata[np.isfinite({where}).all(axis=1)].copy()`."
+            f"{table.obs_names[bad.argmax()]!r}). Remove them: `adata[np.isfinite({where}).all(axis=1)].copy()`."
         )
         raise ValueError(msg)
     return xy
@@ -232,8 +231,8 @@ def _report(found: list[_Section], n_obs: int) -> None:
     if missing:
         count = sum(len(s.rows) for s in missing)
         warn(
-            f"{count} of {n_obs} rows belong to sections without an image "
-            f"({listing([s.name for s in missing])}): their crops are zero and marked as not available."
+            f"{count} of {n_obs} rows belong to sections without an image ({listing([s.name for s in missing])}): "
+            "their crops are zero and marked as not available."
         )
     outside = {s.name: s.outside for s in found if s.outside}
     if outside:
@@ -263,9 +262,8 @@ def _windows(found: list[_Section], size: float, unit: str, out_px: int | None, 
     coarse = {s.name: round(w.width, 1) for s, w in zip(found, windows, strict=True) if w.width < COARSE_PX}
     if coarse:
         warn(
-            f"The image is coarse: a {size:g} {unit} window is only so many pixels wide: {coarse}. The "
-            f"crops in {key!r} "
-            "are enlarged and show little; read the section with its full-resolution image."
+            f"The image is coarse: a {size:g} {unit} window is only so many pixels wide: {coarse}. The crops in "
+            f"{key!r} are enlarged and show little; read the section with its full-resolution image."
         )
     return windows
 

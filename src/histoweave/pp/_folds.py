@@ -47,9 +47,7 @@ def fold_column(table: AnnData, fold_key: str = _keys.FOLD) -> np.ndarray:
     names = values.astype(object).where(values.notna(), "").map(_fold_name).to_numpy(dtype=object)
     found = np.unique(names[names != ""].astype(str))
     if len(found) < 2:
-        msg = (
-            f"`adata.obs[{fold_key!r}]` needs 2 folds or more, has {listing(found)}. Run `hw.pp.split(...)`."
-        )
+        msg = f"`adata.obs[{fold_key!r}]` needs 2 folds or more, has {listing(found)}. Run `hw.pp.split(...)`."
         raise ValueError(msg)
     return names
 

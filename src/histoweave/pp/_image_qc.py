@@ -124,8 +124,7 @@ def _thresholds(data: AnnData | SpatialData, names: list[str], table_key: str) -
     unknown = [name for name in names if found.get(name) is None]
     if unknown:
         warn(
-            f"Tissue cannot be told from slide in the images of {listing(unknown)} (none, or of one "
-            f"colour): an "
+            f"Tissue cannot be told from slide in the images of {listing(unknown)} (none, or of one colour): an "
             f"optical density of {FALLBACK_OD} is taken as the limit. Pass `threshold=` to choose."
         )
     return {name: FALLBACK_OD if found.get(name) is None else found[name] for name in names}

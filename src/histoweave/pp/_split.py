@@ -212,9 +212,7 @@ def _whole_groups(table: AnnData, by: str, section: np.ndarray, donor_key: str) 
 
 def _points(table: AnnData, section: np.ndarray, spatial_key: str) -> dict[str, np.ndarray]:
     """Coordinates of each section."""
-    require_key(
-        table.obsm, spatial_key, where="adata.obsm", argument="spatial_key", run="hw.io.read_visium(...)"
-    )
+    require_key(table.obsm, spatial_key, where="adata.obsm", argument="spatial_key", run="hw.io.read_visium(...)")
     xy = coordinates(table, spatial_key)
     require_finite(xy)
     return {str(name): xy[section == name] for name in dict.fromkeys(section)}

@@ -80,8 +80,5 @@ def require_crops(crops: Any, key: str) -> None:
     """Raise unless ``crops`` is ``(n, height, width, 3)`` uint8."""
     if getattr(crops, "ndim", 0) != 4 or crops.shape[3] != 3 or crops.dtype != np.uint8:
         found = f"{getattr(crops, 'shape', type(crops).__name__)} {getattr(crops, 'dtype', '')}".strip()
-        msg = (
-            f"`adata.obsm[{key!r}]` must hold crops (n_obs, height, width, 3) uint8, got {found}. "
-            "Run `hw.pp.crops`."
-        )
+        msg = f"`adata.obsm[{key!r}]` must hold crops (n_obs, height, width, 3) uint8, got {found}. Run `hw.pp.crops`."
         raise ValueError(msg)
