@@ -6,7 +6,7 @@ import anndata as ad
 import numpy as np
 import pytest
 
-from histoweave._calibration import array_grid, array_steps, pitch_in_pixels, um_per_pixel
+from histoweave._calibration import array_grid, array_steps, nearest_distance, pitch_in_pixels, um_per_pixel
 
 UM_PER_PX = 0.73
 
@@ -158,3 +158,11 @@ def test_her2st(shared_data, name):
     assert across == pytest.approx(down, rel=0.02)
     slope = np.polyfit(spots["new_x"], spots["pixel_x"], 1)[0]
     assert calibrate(adata).um_per_px == pytest.approx(200 / slope, rel=0.02)
+
+
+def test_nearest_distance_against_all_pairs():
+    xy = np.random.default_rng(0).uniform(0, 100, (50, 2))
+    distance = np.linalg.norm(xy[:, None] - xy[None], axis=-1)
+    np.fill_diagonal(distance, np.inf)
+    assert nearest_distance(xy) == pytest.approx(np.median(distance.min(axis=1)))
+    assert np.isnan(nearest_distance(xy[:1]))

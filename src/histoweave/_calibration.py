@@ -106,7 +106,7 @@ def um_per_pixel(
 def _from_scale_factors(
     table: AnnData, library_id: str, key: str, convert: Any, found: dict[str, float]
 ) -> dict[str, float]:
-    value = _entry(table, library_id, "scalefactors").get(key)
+    value = section_entry(table, library_id, "scalefactors").get(key)
     if value is None:
         return {}
     if np.isfinite(value) and value > 0:
@@ -120,7 +120,8 @@ def _from_scale_factors(
     raise ValueError(msg)
 
 
-def _entry(table: AnnData, library_id: str, part: str) -> dict[str, Any]:
+def section_entry(table: AnnData, library_id: str, part: str) -> Mapping[str, Any]:
+    """Return ``uns["spatial"][library_id][part]``, empty when there is none."""
     return table.uns.get("spatial", {}).get(library_id, {}).get(part, {})
 
 
@@ -134,7 +135,7 @@ def array_positions(table: AnnData, rows: np.ndarray) -> np.ndarray | None:
 
 def array_grid(table: AnnData, library_id: str, rows: np.ndarray) -> str | None:
     """Return ``"hex"`` or ``"square"``: as stored, else by the parity that only a hexagonal array keeps."""
-    stored = _entry(table, library_id, "metadata").get("array_grid")
+    stored = section_entry(table, library_id, "metadata").get("array_grid")
     if stored in STEPS:
         return str(stored)
     positions = array_positions(table, rows)
@@ -145,13 +146,13 @@ def array_grid(table: AnnData, library_id: str, rows: np.ndarray) -> str | None:
 
 def platform(table: AnnData, library_id: str, rows: np.ndarray) -> str | None:
     """Return the platform of a section; Visium where none is stored and the array is hexagonal."""
-    stored = _entry(table, library_id, "metadata").get("platform")
+    stored = section_entry(table, library_id, "metadata").get("platform")
     return str(stored) if stored else "visium" if array_grid(table, library_id, rows) == "hex" else None
 
 
 def array_pitch_um(table: AnnData, library_id: str, rows: np.ndarray) -> float | None:
     """Return the centre-to-centre distance of neighbours on the array in um, None if not known."""
-    stored = _entry(table, library_id, "metadata").get("array_pitch_um")
+    stored = section_entry(table, library_id, "metadata").get("array_pitch_um")
     if stored is not None and np.isfinite(stored) and stored > 0:
         return float(stored)
     return PITCH_UM.get(platform(table, library_id, rows) or "")
@@ -188,6 +189,15 @@ def array_steps(
 def pitch_in_pixels(steps: dict[tuple[int, int], np.ndarray]) -> float:
     """Return the mean length of the steps of :func:`array_steps`."""
     return float(np.mean([np.linalg.norm(v) for v in steps.values()]))
+
+
+def nearest_distance(xy: np.ndarray) -> float:
+    """Return the median distance from a point to the nearest other one, NaN for fewer than two points."""
+    from scipy.spatial import cKDTree
+
+    if len(xy) < 2:
+        return float("nan")
+    return float(np.median(cKDTree(xy).query(xy, k=2)[0][:, 1]))
 
 
 def describe(calibration: Calibration) -> str:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from histoweave.io._elements import nearest_distance, require_name, sanitise
+from histoweave.io._elements import require_name, sanitise
 
 
 @pytest.mark.parametrize("name", ["P1", "P1 (left)", "Präparat 3", "a/b", ".hidden", "__x", "", "151507", "a.b-c_d"])
@@ -20,11 +19,3 @@ def test_names_that_spatialdata_takes(name):
 def test_refused_names(name):
     with pytest.raises(ValueError, match="cannot name a section"):
         require_name(name)
-
-
-def test_nearest_distance_against_all_pairs():
-    xy = np.random.default_rng(0).uniform(0, 100, (50, 2))
-    distance = np.linalg.norm(xy[:, None] - xy[None], axis=-1)
-    np.fill_diagonal(distance, np.inf)
-    assert nearest_distance(xy) == pytest.approx(np.median(distance.min(axis=1)))
-    assert np.isnan(nearest_distance(xy[:1]))

@@ -51,7 +51,7 @@ def test_blocks_keep_the_buffer_and_test_every_row_once() -> None:
     folds = list(iter_folds(table))
     assert np.sum([f.test for f in folds], axis=0).tolist() == [1] * table.n_obs
     buffer = table.uns["histoweave"]["fold"]["buffer_px"]["s1"]
-    assert buffer == pytest.approx(50 + 2 * 50)  # no crops recorded: one pitch as crop, and two rings
+    assert buffer == pytest.approx(3 * 50 + 2 * 50)  # no crops recorded: the widest default crop, and two rings
     xy = table.obsm["spatial"]
     for fold in folds:
         assert fold.transductive

@@ -10,6 +10,7 @@ import numpy as np
 from anndata import AnnData
 
 from histoweave import _keys
+from histoweave._calibration import nearest_distance
 from histoweave._image import to_rgb8
 from histoweave._validate import warn
 
@@ -35,15 +36,6 @@ def require_name(name: str, *, argument: str = "library_id") -> str:
         )
         raise ValueError(msg)
     return name
-
-
-def nearest_distance(xy: np.ndarray) -> float:
-    """Median distance from a spot to its nearest neighbour; NaN for fewer than two spots."""
-    from scipy.spatial import cKDTree
-
-    if len(xy) < 2:
-        return float("nan")
-    return float(np.median(cKDTree(xy).query(xy, k=2)[0][:, 1]))
 
 
 def image_element(pixels: Any, library_id: str, scale: float = 1.0) -> DataArray:

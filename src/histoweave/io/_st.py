@@ -13,6 +13,7 @@ from anndata import AnnData
 from anndata.utils import make_index_unique
 
 from histoweave import _keys
+from histoweave._calibration import nearest_distance
 from histoweave._image import open_image
 from histoweave._record import record
 from histoweave._validate import listing, require_number, warn
@@ -22,7 +23,6 @@ from histoweave.io._elements import (
     assemble,
     circles,
     image_element,
-    nearest_distance,
     require_name,
     sanitise,
 )

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from histoweave import _keys
-from histoweave._calibration import um_per_pixel
+from histoweave._calibration import nearest_distance, section_entry, um_per_pixel
 from histoweave._resolve import SectionImage, has_image, section_image
 from histoweave._validate import label_name, listing, require_key, require_number, warn
 
@@ -128,17 +128,7 @@ def spot_size(table: AnnData, library_id: str, xy: np.ndarray, size: float | Non
     recorded = section_entry(table, library_id, "scalefactors").get("spot_diameter_fullres")
     if recorded is not None and np.isfinite(recorded) and recorded > 0:
         return float(recorded)
-    if len(xy) < 2:
-        return 1.0
-    from scipy.spatial import cKDTree
-
-    nearest = cKDTree(xy).query(xy, k=2)[0][:, 1]
-    return 0.6 * float(np.median(nearest)) or 1.0
-
-
-def section_entry(table: AnnData, library_id: str, name: str) -> Mapping[str, Any]:
-    """Return ``uns["spatial"][library_id][name]``, empty when there is none."""
-    return table.uns.get("spatial", {}).get(library_id, {}).get(name, {})
+    return 0.6 * nearest_distance(xy) or 1.0 if len(xy) > 1 else 1.0
 
 
 def pixel_size(table: AnnData, library_id: str, rows: np.ndarray) -> float | None:

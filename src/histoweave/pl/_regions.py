@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from histoweave import _keys
+from histoweave._calibration import section_entry
 from histoweave._resolve import get_table, sections
 from histoweave._validate import require_key, require_number
 from histoweave.pl import _draw
@@ -166,7 +167,7 @@ class _Place:
     @classmethod
     def of(cls, table: AnnData, name: str, rows: np.ndarray, size: float | None) -> _Place:
         xy = _draw.coordinates(table, rows)
-        square = _draw.section_entry(table, name, "metadata").get("platform") == "visium_hd"
+        square = section_entry(table, name, "metadata").get("platform") == "visium_hd"
         return cls(name, rows, xy, _draw.spot_size(table, name, xy, size), square)
 
     @property

@@ -6,9 +6,8 @@ import numpy as np
 from anndata import AnnData
 
 from histoweave import _keys
-from histoweave._calibration import CROP_PITCHES
+from histoweave._calibration import CROP_PITCHES, nearest_distance
 from histoweave._validate import require_number
-from histoweave.pp._graph import nearest_distance
 
 
 def reach_px(table: AnnData, library_id: str, xy: np.ndarray, n_rings: int) -> tuple[float, float]:

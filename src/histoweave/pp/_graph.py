@@ -7,7 +7,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from histoweave import _keys
-from histoweave._calibration import array_grid
+from histoweave._calibration import array_grid, nearest_distance
 from histoweave._resolve import sections
 from histoweave._validate import require_key, require_number, warn
 
@@ -65,15 +65,6 @@ def ring_graphs(
         for ring, local in zip(pairs, found, strict=True):
             ring.append(rows[local])
     return [_adjacency(np.concatenate(ring, axis=1), table.n_obs) for ring in pairs]
-
-
-def nearest_distance(xy: np.ndarray) -> float:
-    """Return the median distance to the nearest other point, ``nan`` for fewer than two points."""
-    from scipy.spatial import cKDTree
-
-    if len(xy) < 2:
-        return float("nan")
-    return float(np.median(cKDTree(xy).query(xy, k=2)[0][:, 1]))
 
 
 def _whole_positions(table: AnnData, rows: np.ndarray, library_id: str) -> np.ndarray | None:

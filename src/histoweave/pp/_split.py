@@ -81,7 +81,7 @@ def split(
         Side of a block in um. Default: as large as the number of folds allows.
     buffer_um
         Width in um of the strip around test rows that is left out of training. Default: one crop width (as
-        recorded by ``hw.pp.crops``, else one array pitch) plus ``n_rings`` array pitches.
+        recorded by ``hw.pp.crops``, else the widest default crop, 3 array pitches) plus ``n_rings`` array pitches.
     n_rings
         Neighbourhood rings that later steps draw on (see ``hw.pp.spatial_context``).
     um_per_px
