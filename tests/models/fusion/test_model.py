@@ -147,9 +147,7 @@ def test_class_of_one_group_is_still_predicted():
     blocks, y, groups = simulate(400, image=3.0, n_groups=5)
     only = (y == "tumour") & (groups == 0)
     keep = (y != "tumour") | only
-    clf = FusionClassifier(heads=("linear",)).fit(
-        {"image": blocks["image"][keep]}, y[keep], groups=groups[keep]
-    )
+    clf = FusionClassifier(heads=("linear",)).fit({"image": blocks["image"][keep]}, y[keep], groups=groups[keep])
     new, truth, _ = simulate(600, image=3.0, seed=6)
     found = clf.predict({"image": new["image"]})["predicted"].to_numpy()
     assert (found[truth == "tumour"] == "tumour").mean() > 0.5

@@ -171,6 +171,7 @@ class GenePCA(Model):
         """
         share = self.overlap(data, table_key=table_key)
         table = get_table(data, table_key)
+        counts, _ = raw_counts(table, layer)
         at = table.var_names.get_indexer(self.genes)
         present = at >= 0
         if share < self.min_share:
@@ -186,7 +187,7 @@ class GenePCA(Model):
                 "estimated from the others."
             )
         values = np.zeros((table.n_obs, len(self.genes)), dtype=np.float32)
-        values[:, present] = self._log(raw_counts(table, layer)[0], at[present])
+        values[:, present] = self._log(counts, at[present])
         centred = self._scaler.transform(values, sections(table, library_key))
         return self._map.apply(centred, present)
 

@@ -75,8 +75,9 @@ def _peakedness(band: torch.Tensor) -> torch.Tensor:
 
 def _orientation(band: torch.Tensor) -> torch.Tensor:
     """Coherence of the structure tensor in 0..1: 1 for parallel fibres, 0 for isotropic texture."""
-    gy = band[:, :, 1:, :-1] - band[:, :, :-1, :-1]
-    gx = band[:, :, :-1, 1:] - band[:, :, :-1, :-1]
+    # slopes in the middle of four pixels: slopes at a corner would change when the slide is turned
+    down, right = band[:, :, 1:] - band[:, :, :-1], band[..., 1:] - band[..., :-1]
+    gy, gx = down[..., 1:] + down[..., :-1], right[:, :, 1:] + right[:, :, :-1]
     xx, yy, xy = (v.mean((2, 3)) for v in (gx * gx, gy * gy, gx * gy))
     return ((xx - yy).square() + 4 * xy.square()).sqrt() / (xx + yy + 1e-8)
 
