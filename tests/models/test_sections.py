@@ -53,7 +53,7 @@ def test_missing_rows_stay_missing_and_do_not_matter(two):
 
 
 def test_small_section_uses_the_training_sections_and_says_so(two):
-    X, rows_of = two
+    X, _rows_of = two
     scaler = SectionScaler().fit(X)
     few = X[: MIN_SPOTS - 1]
     with pytest.warns(HistoweaveWarning, match=r"fewer than 20 measured spots \(new\)"):

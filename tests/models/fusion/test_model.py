@@ -181,7 +181,7 @@ def test_modality_without_labelled_rows_is_left_out(method):
     labels[200:] = None
     with pytest.warns(HistoweaveWarning, match="gene is left out"):
         clf = FusionClassifier(method, heads=("linear",)).fit(blocks, labels, groups=groups)
-    new, truth, _ = simulate(200, seed=7)  # rows that have both are classified from the one that was learned
+    new, _truth, _ = simulate(200, seed=7)  # rows that have both are classified from the one that was learned
     np.testing.assert_array_equal(clf.predict_proba(new), clf.predict_proba({"image": new["image"]}))
     with pytest.raises(ValueError, match=r"fitted \('image'\)"):
         clf.predict(new, modalities=["gene"])
