@@ -121,8 +121,8 @@ def test_what_it_learned_from_is_stated(clf):
     assert (clf.modality_weights() > 0).all()
 
 
-def test_input_is_not_changed(_sections):
-    table = _sections[rows(_sections, "section_1", "section_2")].copy()  # no crops yet: they are cut inside
+def test_input_is_not_changed(sections):
+    table = sections[rows(sections, "section_1", "section_2")].copy()  # no crops yet: they are cut inside
     before = snapshot(table)
     model = RegionClassifier(out_px=16, crop_um={"crops": 110}).fit(table)
     assert_same(before, snapshot(table))
@@ -385,8 +385,8 @@ def test_class_with_one_spot_is_said_and_survived(train, new):
     assert (model.predict(new)["predicted"] != "rare").mean() > 0.9
 
 
-def test_very_few_labels_on_one_section(_sections):
-    table = _sections[rows(_sections, "section_1")].copy()
+def test_very_few_labels_on_one_section(sections):
+    table = sections[rows(sections, "section_1")].copy()
     labels = table.obs["region"].astype(object)
     keep = labels.groupby(labels).sample(3, random_state=0).index
     table.obs["region"] = labels.where(labels.index.isin(keep))
