@@ -18,6 +18,8 @@ from histoweave._validate import listing, require_labels, warn
 from histoweave.pp._blocks import cut_blocks
 from histoweave.pp._crops import crops
 from histoweave.pp._expression import raw_counts
+from histoweave.pp._folds import require_finite
+from histoweave.pp._graph import nearest_distance
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -90,17 +92,11 @@ def default_sizes(data: AnnData | SpatialData, light: AnnData, table_key: str = 
         pitch = array_pitch_um(light, name, rows)
         if pitch is None and has_image(data, name, table_key=table_key):  # no array: how far spots lie apart
             xy = light.obsm[_keys.SPATIAL][rows]
-            pitch = um_per_pixel(light, name, rows).um_per_px * _typical_distance(xy)
-        if pitch:
+            pitch = um_per_pixel(light, name, rows).um_per_px * nearest_distance(xy)
+        if pitch and np.isfinite(pitch):
             pitches.append(pitch)
     pitch = float(np.median(pitches)) if pitches else 100.0
     return {key: round(factor * pitch, 3) for key, factor in CROP_PITCHES.items()}
-
-
-def _typical_distance(xy: np.ndarray) -> float:
-    from scipy.spatial import cKDTree
-
-    return float(np.median(cKDTree(xy).query(xy, k=2)[0][:, 1]))
 
 
 def recorded_um(table: AnnData, key: str) -> float | None:
@@ -187,6 +183,7 @@ def inner_groups(spots: pd.DataFrame, xy: np.ndarray | None, labelled: np.ndarra
             return spots[key].astype(str).to_numpy(), kind
     if xy is None:
         return np.arange(len(spots)).astype(str), "row"
+    require_finite(xy)
     groups = np.empty(len(spots), dtype=object)
     for name, rows in spots.reset_index(drop=True).groupby(_keys.LIBRARY, observed=True).indices.items():
         side = np.sqrt(max(np.prod(np.ptp(xy[rows], axis=0)), 1e-9) / BLOCKS_PER_SECTION)
