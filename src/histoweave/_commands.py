@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 import warnings
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,13 @@ from anndata import AnnData
 
 import histoweave as hw
 from histoweave import _keys
+from histoweave._calibration import CROP_PITCHES
 from histoweave._files import atomic_path, check_writable
 from histoweave._resolve import has_image, sections
 from histoweave._settings import settings
-from histoweave._validate import HistoweaveWarning, listing
-from histoweave.models._prepare import default_sizes
+from histoweave._validate import HistoweaveWarning, listing, require_labels, warn
+from histoweave.models._base import CONFIG
+from histoweave.models._prepare import LAZY_FROM, default_sizes
 from histoweave.pp._split import iter_folds
 from histoweave.report import write_report
 
@@ -29,9 +32,11 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 COLUMNS = ["macro_f1", "balanced_accuracy", "accuracy", "adjusted_rand", "roc_auc", "log_loss", "ece"]
+FILES = {"report": "report.html", "table": "regions.csv", "data": "section.h5ad", "model": "model"}
+DEMO_SPOTS = 18  # rows and columns of the array of each simulated section
 N_BLOCK_FOLDS = 4
 MIN_SPOTS = 5  # labelled spots a region needs to be learned at all
-COUNTS, SPOTS = ("*count*.tsv*", "*stdata*.tsv*"), ("*selection*.tsv", "*spot*.tsv")  # as legacy ST names them
+COUNTS, SPOTS = ("*count*.[ct]sv*", "*stdata*.[ct]sv*"), ("*selection*.[ct]sv*", "*spot*.[ct]sv*")  # of legacy ST
 IMAGES = ("*.jpg", "*.jpeg", "*.png", "*.tif", "*.tiff", "*.btf")
 
 
@@ -41,8 +46,8 @@ def run_demo(args: argparse.Namespace) -> None:
         run.say("simulating the sections of four patients")
         # neither modality suffices: the image tells regions 3 and 4 apart no more than the genes do 1 and 2
         adata = hw.datasets.simulate_sections(
-            4, n_rows=18, n_cols=18, image_regions=[0, 1, 2, 2], gene_regions=[0, 0, 1, 2], stain_shift=0.5,
-            batch_effect=0.3, labelled_fraction=0.3, random_state=args.seed,
+            4, n_rows=DEMO_SPOTS, n_cols=DEMO_SPOTS, image_regions=[0, 1, 2, 2], gene_regions=[0, 0, 1, 2],
+            stain_shift=0.5, batch_effect=0.3, labelled_fraction=0.3, random_state=args.seed,
         )  # fmt: skip
         new = (adata.obs["library_id"] == "section_4").to_numpy()
         hw.pp.split(adata, by="donor", n_folds=None)
@@ -73,14 +78,15 @@ def run_classify(args: argparse.Namespace) -> None:
             run.note(f"alignment, {row.status}: {row.message} {row.fix}")
         model = hw.models.RegionClassifier(random_state=args.seed)
         if has_image(data, next(iter(sections(table)))):  # cut here, so that the buffer between blocks is as wide
-            hw.pp.crops(data, size_um=default_sizes(data, table), out_px=model.out_px)
-        hidden, folds = hide_blocks(data, args.hide_blocks, model.n_rings, args.seed)
+            sizes, lazy = default_sizes(data, table), table.n_obs > LAZY_FROM
+            hw.pp.crops(data, size_um=sizes, out_px=model.out_px, lazy=lazy)
+        train, test, folds = hide_blocks(data, args.hide_blocks, model.n_rings, args.seed)
         run.say("scoring on held-out blocks of tissue, beside the nulls")
         scores = hw.tl.cross_validate(data, model=model, folds=folds, random_state=args.seed)
         run.say("fitting on the labelled spots and mapping every spot")
         labels = table.obs[_keys.REGION]
-        table.obs["region_used"] = labels.where(~hidden)
-        table.obs["region_held_out"] = hidden & labels.notna()
+        table.obs["region_used"] = labels.where(train)
+        table.obs["region_held_out"] = test & labels.notna()
         model.fit(data, labels_key="region_used")
         hw.tl.predict_regions(data, model)
         intro = (
@@ -88,9 +94,13 @@ def run_classify(args: argparse.Namespace) -> None:
             "whose labels were held out, with a buffer around them as wide as crops and neighbourhoods reach; the "
             "encoders saw the pixels and counts of these blocks, never their labels."
         )
-        if hidden.any():
-            intro += f" The map was made without the labels of {int(table.obs['region_held_out'].sum())} spots."
-        run.finish(f"Regions of {model.sections_seen[0]}", intro, hw.io.to_anndata(data), model, scores, alignment)
+        if test.any():
+            hidden, scored = int((~train & labels.notna()).sum()), int(table.obs["region_held_out"].sum())
+            intro += f" The map was made without the labels of {hidden} spots: {scored} to score, the others as buffer."
+        adata = hw.io.to_anndata(data)
+        for key in adata.obsm.keys() & CROP_PITCHES.keys():  # the largest part of the file, and easily cut again
+            del adata.obsm[key]
+        run.finish(f"Regions of {model.sections_seen[0]}", intro, adata, model, scores, alignment)
 
 
 class _Run:
@@ -101,7 +111,12 @@ class _Run:
         self.progress, self.start, self.notes = args.progress, time.monotonic(), []
 
     def __enter__(self) -> _Run:
+        self._new = not self.out.exists()
         check_writable(self.out)  # before the work, not after it
+        foreign = [name for name in FILES.values() if (self.out / name).exists()]
+        if foreign and not (self.out / FILES["model"] / CONFIG).is_file():
+            msg = f"{str(self.out)!r} holds {listing(foreign)} from elsewhere, not replaced. Choose another `--out`."
+            raise FileExistsError(msg)
         self._before = settings.progress
         settings.progress = self.progress
         self._caught = warnings.catch_warnings()
@@ -114,6 +129,10 @@ class _Run:
     def __exit__(self, *error: object) -> None:
         settings.progress = self._before
         self._caught.__exit__(*error)
+        plt.close("all")
+        if self._new and error[0] is not None:
+            with suppress(OSError):  # not empty: somebody else writes there
+                self.out.rmdir()
 
     def say(self, text: str) -> None:
         """Tell the user what happens, with the seconds since the start."""
@@ -128,21 +147,15 @@ class _Run:
     def finish(
         self, title: str, intro: str, adata: AnnData, clf: Any, scores: pd.DataFrame, alignment: pd.DataFrame | None
     ) -> None:
-        """Write report, CSV, h5ad and model, and print the scores."""
+        """Write report, CSV, h5ad and model, all or none, and print the scores."""
         self.say("writing the report")
         mean = mean_scores(scores)
-        files = {"report": "report.html", "table": "regions.csv", "data": "section.h5ad", "model": "model"}
-        with atomic_path(self.out / files["table"]) as path:
-            prediction_table(adata).to_csv(path)
-        with atomic_path(self.out / files["data"]) as path:
-            adata.write_h5ad(path)
-        clf.save(self.out / files["model"], overwrite=True)
         parts = [
-            ("Map", _map_figure(adata)),
+            ("Map", np.ravel(hw.pl.regions(adata))[0].figure),
             ("Scores on held-out tissue", [_scores_figure(scores), mean.reset_index("kind", drop=True)]),
         ]
         if adata.obs["region_held_out"].any():
-            parts += [("Held-out spots of the map", _check_figure(adata, "region_held_out"))]
+            parts += [("Held-out spots of the map", _check_figure(adata))]
         parts += [("Inner folds", ["Scores inside the training rows, per set of modalities.", clf.history])]
         if alignment is not None:
             parts += [("Alignment of spots and image", alignment)]
@@ -151,10 +164,14 @@ class _Run:
         summary = {"spots": adata.n_obs, "regions": ", ".join(clf.classes), "seed": self.seed,
                    "abstained": f"{adata.obs['region_abstain'].mean():.0%} of the spots",
                    "trained on": ", ".join(clf.sections_seen)}  # fmt: skip
-        write_report(self.out / files["report"], title=title, intro=intro, summary=summary, sections=parts)
-        plt.close("all")
+        with ExitStack() as stack:
+            paths = {key: stack.enter_context(atomic_path(self.out / name)) for key, name in FILES.items()}
+            write_report(paths["report"], title=title, intro=intro, summary=summary, sections=parts)
+            prediction_table(adata).to_csv(paths["table"])
+            adata.write_h5ad(paths["data"])
+            clf.save(paths["model"])
         print(mean.round(3).to_string())
-        print(f"\nreport: {self.out / files['report']}\nalso:   {listing(sorted(set(files.values())))} in {self.out}")
+        print(f"\nreport: {self.out / FILES['report']}\nalso:   {', '.join(list(FILES.values())[1:])} in {self.out}")
         self.say("done")
 
 
@@ -166,8 +183,8 @@ def mean_scores(scores: pd.DataFrame) -> pd.DataFrame:
 
 def prediction_table(adata: AnnData) -> pd.DataFrame:
     """Return one row a spot: section, position, label, prediction, confidence, probabilities."""
-    names = ["library_id", _keys.REGION, "region_held_out", "region_predicted", "region_confidence", "region_abstain",
-             "region_modalities"]  # fmt: skip
+    names = ["library_id", _keys.REGION, "region_used", "region_held_out", "region_predicted", "region_confidence",
+             "region_abstain", "region_modalities"]  # fmt: skip
     table = adata.obs[[n for n in names if n in adata.obs]].copy()
     table[["x", "y"]] = adata.obsm["spatial"]
     return table.join(adata.obsm["region_probability"].add_prefix("probability: ")).rename_axis("spot")
@@ -176,52 +193,69 @@ def prediction_table(adata: AnnData) -> pd.DataFrame:
 def read_section(args: argparse.Namespace) -> SpatialData:
     """Read a Space Ranger folder, or a folder with legacy ST files, and its labels."""
     folder = args.section
-    if not folder.exists():
-        msg = f"SECTION {str(folder)!r} does not exist."
+    if not folder.is_dir():
+        msg = f"SECTION {str(folder)!r} is not a folder."
         raise FileNotFoundError(msg)
-    image = _inside(folder, args.image)
-    spots = _inside(folder, args.spots)
+    spots, labels = _inside(folder, args.spots), _inside(folder, args.labels)
     if spots is None and not list(folder.glob("**/scalefactors_json.json")):
-        spots = _find(folder, SPOTS, "--spots")
-    if spots is None:
-        data = hw.io.read_visium(folder, image=image)
-    else:
-        counts = _inside(folder, args.counts) or _find(folder, COUNTS, "--counts")
-        image = image or _find(folder, IMAGES, "--image")
-        name = args.name or spots.name.split(".")[0].split("_")[0]
-        data = hw.io.read_st(counts, spots=spots, image=image, scale=args.scale or 1.0, library_id=name)
-    hw.io.read_labels(data, args.labels, column=args.labels_column)
-    obs = data.tables[_keys.TABLE].obs
-    ignored = obs[_keys.REGION].isin(args.ignore_label)
-    obs[_keys.REGION] = obs[_keys.REGION].where(~ignored).cat.remove_unused_categories()
+        spots = _find(folder, SPOTS, "--spots", taken=[labels])
+    data = _read_spaceranger(folder, args) if spots is None else _read_st(folder, spots, args, taken=[labels, spots])
+    hw.io.read_labels(data, labels, column=args.labels_column)
+    table = data.tables[_keys.TABLE]
+    region = table.obs[_keys.REGION]
+    table.obs[_keys.REGION] = region.where(~region.isin(args.ignore_label)).cat.remove_unused_categories()
+    require_labels(table, _keys.REGION)
     return data
 
 
-def hide_blocks(data: SpatialData, share: float | None, n_rings: int, seed: int) -> tuple[np.ndarray, list[str] | None]:
-    """Deal the section to blocks; return the rows whose labels the map may not use, and the folds to score.
+def _read_spaceranger(folder: Path, args: argparse.Namespace) -> SpatialData:
+    counts = "filtered" if list(folder.glob("**/*feature_bc_matrix*")) else None
+    if counts is None and list(folder.glob("**/spatial")):
+        warn(f"{str(folder)!r} holds no matrix of counts: the regions are told from the image only.")
+    return hw.io.read_visium(folder, counts=counts, image=_inside(folder, args.image))
+
+
+def _read_st(folder: Path, spots: Path, args: argparse.Namespace, taken: list[Path]) -> SpatialData:
+    name = args.name or spots.name.split(".")[0].split("_")[0]
+    counts = _inside(folder, args.counts) or _find(folder, (*COUNTS, f"{name}.[ct]sv*"), "--counts", taken)
+    image = _inside(folder, args.image) or _find(folder, IMAGES, "--image", taken)
+    if counts is None:
+        warn(f"{str(folder)!r} holds no counts: the regions are told from the image only. Else pass `--counts`.")
+    if image is None:
+        warn(f"{str(folder)!r} holds no image: the regions are told from the genes only. Else pass `--image`.")
+    return hw.io.read_st(counts, spots=spots, image=image, scale=args.scale or 1.0, library_id=name)
+
+
+def hide_blocks(
+    data: SpatialData, share: float | None, n_rings: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, list[str] | None]:
+    """Deal the section to blocks; return the rows the map may learn from, those that test it, the folds to score.
 
     Without ``share`` nothing is hidden and all folds are scored. With it, about that share of the rows is
     hidden, and the buffer around them, and the fold that scores them is the only one: the one that leaves the
     most regions to learn from.
     """
     table = data.tables[_keys.TABLE]
+    n_folds = N_BLOCK_FOLDS if share is None else round(1 / min(share, 1 - share))
+    hw.pp.split(data, by="blocks", n_folds=n_folds, n_rings=n_rings, random_state=seed)
     if share is None:
-        hw.pp.split(data, by="blocks", n_folds=N_BLOCK_FOLDS, n_rings=n_rings, random_state=seed)
-        return np.zeros(table.n_obs, dtype=bool), None
-    hw.pp.split(data, by="blocks", n_folds=round(1 / min(share, 1 - share)), n_rings=n_rings, random_state=seed)
+        return np.ones(table.n_obs, dtype=bool), np.zeros(table.n_obs, dtype=bool), None
     fold = table.obs[_keys.FOLD].astype(str)
     designs = []
-    for name in sorted(set(fold) - {"nan"}):
-        if share > 0.5:  # one fold to train on, the others hidden
-            table.obs[_keys.FOLD] = np.where(fold == name, "visible", "hidden")
-        tested = "hidden" if share > 0.5 else name
-        (chosen,) = [f for f in iter_folds(table) if f.name == tested]
+    for name in sorted(set(fold)):
+        column = np.where(fold == name, "visible", "hidden") if share > 0.5 else fold  # or one fold hidden
+        table.obs[_keys.FOLD] = column
+        (chosen,) = [f for f in iter_folds(table) if f.name == ("hidden" if share > 0.5 else name)]
         regions = table.obs.loc[chosen.train, _keys.REGION].value_counts()
-        designs.append((int((regions >= MIN_SPOTS).sum()), int(regions.sum()), name, tested, chosen.train))
-    # by what is left to learn from, never by scores
-    _, _, name, tested, train = max(designs, key=lambda design: design[:2])
-    table.obs[_keys.FOLD] = np.where(fold == name, "visible", "hidden") if share > 0.5 else fold
-    return ~train, [tested]
+        designs.append(((int((regions >= MIN_SPOTS).sum()), int(regions.sum())), column, chosen))
+    (n_regions, _), table.obs[_keys.FOLD], chosen = max(designs, key=lambda design: design[0])  # never by scores
+    if n_regions < 2:
+        msg = (
+            f"Hiding {share:.0%} of the section in blocks leaves {n_regions} regions with {MIN_SPOTS} labelled spots "
+            "or more to learn from; two are needed. Hide less (`--hide-blocks`), or label more spots."
+        )
+        raise ValueError(msg)
+    return chosen.train, chosen.test, [chosen.name]
 
 
 def _inside(folder: Path, path: Path | None) -> Path | None:
@@ -229,20 +263,16 @@ def _inside(folder: Path, path: Path | None) -> Path | None:
     return folder / path if path is not None and not path.exists() and (folder / path).exists() else path
 
 
-def _find(folder: Path, patterns: tuple[str, ...], argument: str) -> Path | None:
-    """The one file of a folder with such a name; None without one."""
-    found = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+def _find(folder: Path, patterns: tuple[str, ...], argument: str, taken: list[Path]) -> Path | None:
+    """The one file of a folder with such a name, besides those ``taken``; None without one."""
+    known = {path.resolve() for path in taken if path is not None}
+    named = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    found = sorted(path for path in named if path.resolve() not in known)
     if len(found) > 1:
-        msg = (
-            f"{str(folder)!r} holds several such files ({listing([p.name for p in found])}). Choose with `{argument}`."
-        )
+        names = listing([path.name for path in found])
+        msg = f"{str(folder)!r} holds several such files ({names}). Choose with `{argument}`."
         raise ValueError(msg)
     return found[0] if found else None
-
-
-def _map_figure(adata: AnnData) -> Figure:
-    panels = hw.pl.regions(adata)
-    return np.ravel(panels)[0].figure
 
 
 def _scores_figure(scores: pd.DataFrame) -> Figure:
@@ -251,8 +281,8 @@ def _scores_figure(scores: pd.DataFrame) -> Figure:
     return figure
 
 
-def _check_figure(adata: AnnData, mask_key: str | None) -> Figure:
+def _check_figure(adata: AnnData) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.8), layout="constrained")
-    hw.pl.confusion(adata, mask_key=mask_key, ax=left)
-    hw.pl.reliability(adata, mask_key=mask_key, ax=right)
+    hw.pl.confusion(adata, mask_key="region_held_out", ax=left)
+    hw.pl.reliability(adata, mask_key="region_held_out", ax=right)
     return figure
