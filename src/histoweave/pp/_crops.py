@@ -53,7 +53,7 @@ def crops(
         A table with ``obsm[spatial_key]``, or a SpatialData object with such a table and images.
     size_um
         Side of the window in micrometres. Several scales in one call: ``{"crops": 110, "crops_context":
-        330}``.
+        300}``.
     size_px
         Side of the window in full-resolution pixels instead, one number or a mapping; takes the place of
         ``size_um``.
@@ -105,7 +105,7 @@ def crops(
     --------
     >>> import histoweave as hw
     >>> adata = hw.datasets.simulate_section()
-    >>> hw.pp.crops(adata, size_um={"crops": 110, "crops_context": 330}, out_px=64)
+    >>> hw.pp.crops(adata, size_um={"crops": 110, "crops_context": 300}, out_px=64)
     >>> adata.obsm["crops"].shape[1:]
     (64, 64, 3)
     """
