@@ -40,10 +40,15 @@ def test_interrupted_writing_leaves_the_old_and_no_rest(tmp_path, error):
     target = tmp_path / "out"
     target.mkdir()
     (target / "kept").touch()
-    with pytest.raises(error), atomic_path(target) as path:
-        path.mkdir()
-        (path / "half").touch()
-        raise error
+
+    def write_half():
+        with atomic_path(target) as path:
+            path.mkdir()
+            (path / "half").touch()
+            raise error
+
+    with pytest.raises(error):
+        write_half()
     assert names(tmp_path) == ["out"]
     assert names(target) == ["kept"]
 

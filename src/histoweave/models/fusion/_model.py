@@ -170,7 +170,7 @@ class FusionClassifier(Model):
             X = np.concatenate([features[m] for m in block], axis=1)
             rows = np.flatnonzero(labelled & ~np.isnan(X).any(axis=1))
             if len(np.unique(codes[rows])) < 2:
-                warn(f"{'+'.join(block)} is left out: the {len(rows)} labelled rows that have it are of one class.")
+                warn(f"{'+'.join(block)} is left out: {len(rows)} labelled rows have it, not of two classes.")
                 continue
             for kind, settings in candidates(self.heads):
                 head, p = fit_head(settings, X[rows], codes[rows], k, fold[rows], seeds.pop())

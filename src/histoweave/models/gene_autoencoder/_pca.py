@@ -145,7 +145,13 @@ class GenePCA(Model):
         return self._map.apply(centred)
 
     def overlap(self, data: AnnData | SpatialData, *, table_key: str = _keys.TABLE) -> float:
-        """Return the share of the model's genes that a table has."""
+        """Return the share of the model's genes that a table has.
+
+        Parameters
+        ----------
+        data, table_key
+            As for :meth:`fit`.
+        """
         require_fitted(self, "genes")
         return float(np.isin(self.genes, get_table(data, table_key).var_names).mean())
 
