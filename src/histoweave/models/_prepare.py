@@ -15,7 +15,7 @@ from histoweave._calibration import CROP_PITCHES, array_pitch_um, um_per_pixel
 from histoweave._record import recorded
 from histoweave._resolve import get_table, has_image, replace_table, section_column, sections
 from histoweave._validate import listing, require_labels, warn
-from histoweave.pp._blocks import cut_blocks
+from histoweave.pp._blocks import cut_blocks, reach_px
 from histoweave.pp._crops import crops
 from histoweave.pp._expression import raw_counts
 from histoweave.pp._folds import require_finite
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 LAZY_FROM = 20_000  # rows; below this both scales of crops fit in a laptop's memory
 BLOCKS_PER_SECTION = 16
+APART = 1e9  # between sections, in units of reach: they share no tissue
 
 
 def light_table(
@@ -189,3 +190,18 @@ def inner_groups(spots: pd.DataFrame, xy: np.ndarray | None, labelled: np.ndarra
         side = np.sqrt(max(np.prod(np.ptp(xy[rows], axis=0)), 1e-9) / BLOCKS_PER_SECTION)
         groups[rows] = [f"{name}/{block}" for block in cut_blocks(xy[rows], side)]
     return groups, "block"
+
+
+def reach_positions(
+    table: AnnData, *, n_rings: int, library_key: str = _keys.LIBRARY, spatial_key: str = _keys.SPATIAL
+) -> np.ndarray:
+    """Return where rows lie ``(n, 3)`` in units of how far their features reach, sections far apart.
+
+    The reach is half of the widest recorded crop plus the rings of neighbours, see :func:`histoweave.pp.split`.
+    """
+    xy = np.asarray(table.obsm[spatial_key], dtype=float)[:, :2]
+    out = np.empty((table.n_obs, 3))
+    for number, (name, rows) in enumerate(sections(table, library_key).items()):
+        reach, _ = reach_px(table, name, xy[rows], n_rings)
+        out[rows, 0], out[rows, 1:] = number * APART, xy[rows] / max(reach, 1e-9)
+    return out

@@ -13,7 +13,7 @@ from histoweave._random import child_seeds
 from histoweave._resolve import get_table, sections
 from histoweave._validate import listing, require_choice, require_key, require_number, warn
 from histoweave.models._base import Arrays, Model, prefixed, require_fitted, subset
-from histoweave.models._prepare import inner_groups, light_table, masked_labels
+from histoweave.models._prepare import inner_groups, light_table, masked_labels, reach_positions
 from histoweave.models.fusion import FusionClassifier
 from histoweave.models.gene_autoencoder import GenePCA
 from histoweave.models.image_encoder import ImageEncoder
@@ -202,7 +202,8 @@ class RegionClassifier(Model):
         """Fit the head on the labelled rows of already encoded sections."""
         groups, self.inner_groups = inner_groups(light.obs, light.obsm.get(_keys.SPATIAL), labels.notna().to_numpy())
         self._fusion = FusionClassifier(self.fusion, coverage=self.coverage, random_state=self.random_state)
-        self._fusion.fit(features, labels.to_numpy(), groups=groups)
+        positions = reach_positions(light, n_rings=self.n_rings) if self.inner_groups == "block" else None
+        self._fusion.fit(features, labels.to_numpy(), groups=groups, positions=positions)
         self.classes, self.history = self._fusion.classes, self._fusion.history
         return self
 

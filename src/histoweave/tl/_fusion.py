@@ -13,7 +13,7 @@ from histoweave._record import recorded
 from histoweave._resolve import section_column, working_copy
 from histoweave._validate import listing, require_key
 from histoweave.models import FusionClassifier
-from histoweave.models._prepare import inner_groups, masked_labels
+from histoweave.models._prepare import inner_groups, masked_labels, reach_positions
 from histoweave.tl._write import write_prediction
 
 if TYPE_CHECKING:
@@ -101,7 +101,10 @@ def fusion_classifier(
     xy = table.obsm.get(spatial_key)
     groups, kind = inner_groups(spots, None if xy is None else np.asarray(xy, dtype=float), labels.notna().to_numpy())
     model = FusionClassifier(method, coverage=coverage, random_state=random_state)
-    model.fit(features, labels.to_numpy(), groups=groups)
+    positions = None
+    if kind == "block":  # how far the embeddings reach is in the records of crops and neighbourhoods
+        positions = reach_positions(table, n_rings=0, library_key=library_key, spatial_key=spatial_key)
+    model.fit(features, labels.to_numpy(), groups=groups, positions=positions)
     prediction = model.predict(features)
     probability = pd.DataFrame(model.predict_proba(features), index=table.obs_names, columns=model.classes)
     seen = sorted({s for key in keys.values() for s in _sections_seen(table, key)} | set(spots[_keys.LIBRARY]))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from histoweave.models.fusion._heads import ForestHead, LinearHead
-from histoweave.models.fusion._inner import LINEAR_C, candidates, fit_head, inner_folds
+from histoweave.models.fusion._inner import LINEAR_C, apart, candidates, fit_head, inner_folds
 
 
 def rows(n_groups: int = 9, per_group: int = 20, k: int = 3, seed: int = 0):
@@ -93,3 +93,31 @@ def test_candidates_follow_the_kinds():
     found = dict(candidates(("forest", "linear")))
     assert [h.C for h in found["linear"]] == list(LINEAR_C)
     assert len(found["forest"]) == 1
+
+
+def test_neighbours_of_test_rows_are_left_out_of_inner_training():
+    # labels in random patches that have nothing to do with the smooth features: only shared tissue tells them
+    rng = np.random.default_rng(0)
+    n, reach = 48, 7
+    xy = np.stack(np.meshgrid(np.arange(n), np.arange(n)), axis=-1).reshape(-1, 2)
+    y = rng.integers(0, 2, (n // 8, n // 8))[xy[:, 0] // 8, xy[:, 1] // 8]
+    smooth = rng.normal(size=(n, n, 20))
+    for axis in (0, 1):  # what rings of neighbours and wide crops do
+        smooth = np.apply_along_axis(lambda v: np.convolve(v, np.ones(reach) / reach, mode="same"), axis, smooth)
+    fold = xy[:, 1] // 3 % 5
+    accuracy = {}
+    for name, positions in (("shared", None), ("apart", xy / reach)):
+        _, p = fit_head([ForestHead(n_trees=50)], smooth.reshape(-1, 20), y, 2, fold, 0, positions)
+        accuracy[name] = (p.argmax(axis=1) == y).mean()
+    majority = max(y.mean(), 1 - y.mean())
+    assert accuracy["shared"] > majority + 0.15
+    assert accuracy["apart"] < majority + 0.03
+
+
+def test_apart_leaves_out_the_reach_but_never_more_than_the_nearer_half():
+    positions = np.arange(10.0)[:, None] / 4
+    test = np.arange(10) == 0
+    near = {i for i in range(1, 10) if positions[i, 0] < 1}
+    assert set(apart(test, positions)) == set(range(1, 10)) - near
+    assert set(apart(test, positions * 0.1)) == set(range(5, 10))  # all within reach: the farther half stays
+    assert set(apart(test, None)) == set(range(1, 10))

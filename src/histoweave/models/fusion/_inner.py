@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 
 import numpy as np
+from scipy.spatial import cKDTree
 from sklearn.model_selection import StratifiedGroupKFold
 
 from histoweave.models.fusion._heads import ForestHead, LinearHead
@@ -42,13 +43,15 @@ def fit_head(
     n_classes: int,
     fold: np.ndarray,
     seed: int,
+    positions: np.ndarray | None = None,
 ) -> tuple[Head, np.ndarray]:
     """Choose a setting on the inner folds, refit it on all rows, return ``(head, probabilities out of fold)``.
 
-    Probabilities are NaN for rows of no fold, and for rows whose class the rows outside their fold lack.
+    Probabilities are NaN for rows of no fold, and for rows whose class their fold's training rows lack.
     """
     masks = [fold == i for i in np.unique(fold[fold >= 0])]
-    folds = [(np.flatnonzero(~test), np.flatnonzero(test)) for test in masks if len(np.unique(y[~test])) > 1]
+    folds = [(apart(test, positions), np.flatnonzero(test)) for test in masks]
+    folds = [(train, test) for train, test in folds if len(np.unique(y[train])) > 1]
     best, best_loss, best_p = kind_settings[0], np.inf, np.full((len(y), n_classes), np.nan)
     for head in kind_settings if folds else []:
         p = np.full((len(y), n_classes), np.nan)
@@ -60,6 +63,19 @@ def fit_head(
         if loss < best_loss:
             best, best_loss, best_p = head, loss, p
     return best.fit(X, y, n_classes, seed), best_p
+
+
+def apart(test: np.ndarray, positions: np.ndarray | None) -> np.ndarray:
+    """Return the rows to train on for a mask of rows to test on: not those whose features draw on the same tissue.
+
+    Positions are in units of how far features reach, so rows nearer than 1 are left out, yet never more than the
+    nearer half: on a small section something must be left to learn from.
+    """
+    train = np.flatnonzero(~test)
+    if positions is None or not len(train):
+        return train
+    distance, _ = cKDTree(positions[test]).query(positions[train])
+    return train[distance >= min(1.0, np.median(distance))]
 
 
 def _balanced_log_loss(p: np.ndarray, y: np.ndarray) -> float:

@@ -104,6 +104,7 @@ class FusionClassifier(Model):
         labels: Sequence[str | None],
         *,
         groups: Sequence[Any] | None = None,
+        positions: np.ndarray | None = None,
     ) -> Self:
         """Fit on labelled rows.
 
@@ -116,6 +117,9 @@ class FusionClassifier(Model):
         groups
             Donor, section or block of every row ``(n,)``: inner folds never split one. Without it, rows are
             taken to be independent.
+        positions
+            Where rows lie ``(n, d)``, in units of how far their features reach. Inner training rows nearer than 1
+            to a test row are left out, but never more than the nearer half of them.
 
         Returns
         -------
@@ -142,10 +146,12 @@ class FusionClassifier(Model):
         if len(groups) != n:
             msg = f"`groups` has {len(groups)} entries for {n} labels; give one a row."
             raise ValueError(msg)
+        if positions is not None:
+            positions = require_matrix(positions, n, name="positions")
         self.classes, self.modalities = None, sorted(features)  # not fitted again until all is done
         self.widths = {name: int(block.shape[1]) for name, block in features.items()}
         with threadpool_limits(1):  # fits this small only lose by threads, badly so on a busy machine
-            self._fit_members(features, codes, groups, len(names))
+            self._fit_members(features, codes, groups, positions, len(names))
             self._fit_pools(codes, names)
         self.classes = names
         return self
@@ -160,7 +166,14 @@ class FusionClassifier(Model):
         own = [(m,) for m in chosen] if self.method == "stack" else [chosen]
         return [f"{'+'.join(block)}:{kind}" for block in own for kind in self.heads]
 
-    def _fit_members(self, features: Mapping[str, np.ndarray], codes: np.ndarray, groups: np.ndarray, k: int) -> None:
+    def _fit_members(
+        self,
+        features: Mapping[str, np.ndarray],
+        codes: np.ndarray,
+        groups: np.ndarray,
+        positions: np.ndarray | None,
+        k: int,
+    ) -> None:
         self._members, self._oof = {}, {}
         fold_seed, *seeds = child_seeds(self.random_state, 1 + len(self._blocks()) * len(self.heads))
         labelled = codes >= 0
@@ -172,8 +185,9 @@ class FusionClassifier(Model):
             if len(np.unique(codes[rows])) < 2:
                 warn(f"{'+'.join(block)} is left out: {len(rows)} labelled rows have it, not of two classes.")
                 continue
+            where = None if positions is None else positions[rows]
             for kind, settings in candidates(self.heads):
-                head, p = fit_head(settings, X[rows], codes[rows], k, fold[rows], seeds.pop())
+                head, p = fit_head(settings, X[rows], codes[rows], k, fold[rows], seeds.pop(), where)
                 name = f"{'+'.join(block)}:{kind}"
                 self._members[name] = head
                 self._oof[name] = np.full((len(codes), k), np.nan)
