@@ -18,9 +18,7 @@ def check_writable(folder: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        msg = (
-            f"Cannot write to the folder {str(folder)!r}: {error.strerror}. Choose a folder you may write to."
-        )
+        msg = f"Cannot write to the folder {str(folder)!r}: {error.strerror}. Choose a folder you may write to."
         raise PermissionError(msg) from error
 
 

@@ -147,9 +147,7 @@ def require_labels(table: AnnData, labels_key: str, *, min_classes: int = 2, min
     names = values.map(label_name, na_action="ignore")
     names = names.where(names != "", None).where(~missing, None)
     if names.notna().sum() == 0:
-        msg = (
-            f"`adata.obs[{labels_key!r}]` holds no label; at least {min_classes} regions need labelled spots."
-        )
+        msg = f"`adata.obs[{labels_key!r}]` holds no label; at least {min_classes} regions need labelled spots."
         raise ValueError(msg)
     sizes = names.value_counts()
     if (sizes >= min_spots).sum() < min_classes:
