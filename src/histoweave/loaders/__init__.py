@@ -1,5 +1,15 @@
 """Table rows to torch batches."""
 
+from histoweave.loaders._augment import Augmentation, augment, augmentation, sample_parameters
 from histoweave.loaders._crops import crop_batches, require_crops
+from histoweave.loaders._epochs import CropEpochs
 
-__all__ = ["crop_batches", "require_crops"]
+__all__ = [
+    "Augmentation",
+    "CropEpochs",
+    "augment",
+    "augmentation",
+    "crop_batches",
+    "require_crops",
+    "sample_parameters",
+]

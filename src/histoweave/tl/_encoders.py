@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from histoweave import _keys
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
+    from histoweave.loaders import Augmentation
+
 
 def image_encoder(
     data: AnnData | SpatialData,
@@ -27,6 +30,12 @@ def image_encoder(
     n_components: int | None = None,
     key_added: str = _keys.X_IMAGE,
     batch_size: int = 256,
+    max_epochs: int = 50,
+    learning_rate: float = 1e-3,
+    temperature: float = 0.2,
+    augmentation: str | Augmentation = "histology",
+    patience: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     device: str = "auto",
     precision: str = "auto",
     random_state: int = 0,
@@ -41,18 +50,22 @@ def image_encoder(
         AnnData or SpatialData object with crops, see :func:`histoweave.pp.crops`.
     method
         ``"statistics"``: colour and texture statistics in stain space. ``"pretrained"``: a frozen network.
+        ``"simclr"``, ``"vicreg"``, ``"simsiam"``, ``"byol"``, ``"inpaint"``, ``"colorize"``: a network trained on
+        these crops, without labels, see :class:`histoweave.models.ImageEncoder`.
     crops_key
         Crops in ``obsm``; several scales are put side by side.
     backbone
         timm name of the network.
     weights
-        Local safetensors file with its weights.
+        Local safetensors file with its weights, to use or to start training from.
     n_components
         Principal components to keep. Default: all statistics, 64 for a network.
     key_added
         Name of the embedding in ``obsm``.
     batch_size
-        Crops at a time.
+        Crops at a time, in training as well.
+    max_epochs, learning_rate, temperature, augmentation, patience, checkpoint
+        Training, as for :class:`histoweave.models.ImageEncoder`.
     device, precision
         As :data:`histoweave.settings`.
     random_state
@@ -89,6 +102,12 @@ def image_encoder(
         weights=weights,
         n_components=n_components,
         batch_size=batch_size,
+        max_epochs=max_epochs,
+        learning_rate=learning_rate,
+        temperature=temperature,
+        augmentation=augmentation,
+        patience=patience,
+        checkpoint=checkpoint,
         device=device,
         precision=precision,
         random_state=random_state,
@@ -96,8 +115,11 @@ def image_encoder(
     embedding = encoder.fit_embed(table, library_key=library_key)
     table.obsm[key_added] = embedding
     params = {"method": method, "crops_key": list(encoder.crops_keys), "n_components": encoder.n_components}
-    if method == "pretrained":
+    if method != "statistics":
         params |= {"backbone": backbone, "weights": encoder.weights}
+    if encoder.history is not None:
+        params |= {"batch_size": batch_size, "max_epochs": max_epochs, "learning_rate": learning_rate}
+        params |= {"temperature": temperature, "augmentation": asdict(encoder.augmentation), "patience": patience}
     record(
         table,
         key_added,

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from histoweave._validate import listing
+from histoweave.models.image_encoder._module import NETWORKS
 
 
 class Backbone(nn.Module):
@@ -21,7 +22,9 @@ class Backbone(nn.Module):
     Parameters
     ----------
     name
-        A timm name (``"resnet18"``) or a hub name (``"hf-hub:MahmoodLab/UNI"``) the user has access to.
+        A timm name (``"resnet18"``), a hub name (``"hf-hub:MahmoodLab/UNI"``) the user has access to, or one of
+        our own, which have no published weights: ``"resnet18-small"``, ``"resnet34-small"`` and
+        ``"resnet50-small"`` with a first layer for small pictures, and ``"tiny"``.
     pretrained
         Load the published weights, from timm's cache or the hub.
     """
@@ -30,13 +33,17 @@ class Backbone(nn.Module):
         super().__init__()
         self.network = _create(name, pretrained)
         config = self.network.pretrained_cfg
+        self.dim = self.network.num_features
         self.size = config["input_size"][-1] if config.get("fixed_input_size") else None
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("sd", torch.tensor(config["std"]).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, crops: torch.Tensor) -> torch.Tensor:
         """Turn crops ``(n, height, width, 3)`` uint8 into features ``(n, d)``."""
-        x = crops.permute(0, 3, 1, 2).float() / 255
+        return self.encode(crops.permute(0, 3, 1, 2).float() / 255)
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """Turn pictures ``(n, 3, height, width)`` in 0..1 into features ``(n, d)``."""
         if self.size is not None and x.shape[-2:] != (self.size, self.size):
             x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True)
         x = ((x - self.mean) / self.sd).contiguous(memory_format=torch.channels_last)
@@ -81,9 +88,14 @@ def load_backbone(name: str, weights: str | os.PathLike[str] | None) -> Backbone
 def _create(name: str, pretrained: bool) -> Any:
     import timm
 
+    if name in NETWORKS:
+        if pretrained:
+            msg = f"`backbone={name!r}` has no published weights: train it, e.g. `method='simclr'`, or pass `weights=`."
+            raise ValueError(msg)
+        return NETWORKS[name]()
     if ":" not in name and not timm.is_model(name):
         close = timm.list_models(f"*{name.split('_')[0].split('.')[0]}*")[:8]
-        msg = f"`backbone={name!r}` is not a timm model. Similar names: {listing(close)}; all: `timm.list_models()`."
+        msg = f"`backbone={name!r}` is not a timm model. Similar names: {listing(close)}; ours: {listing(NETWORKS)}."
         raise ValueError(msg)
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0)

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import pandas as pd
 import torch
 
 from histoweave import _keys
 from histoweave._device import resolve_device, resolve_precision
+from histoweave._random import torch_seed
 from histoweave._resolve import get_table, sections
 from histoweave._validate import listing, require_choice, require_number
-from histoweave.loaders import crop_batches, require_crops
+from histoweave.loaders import Augmentation, CropEpochs, crop_batches, require_crops
+from histoweave.loaders import augmentation as views
 from histoweave.models._base import Arrays, Model, prefixed, require_fitted, subset
 from histoweave.models._pca import LinearMap
 from histoweave.models._sections import SectionScaler
 from histoweave.models.image_encoder._backbone import Backbone, load_backbone
+from histoweave.models.image_encoder._pretexts import PRETEXTS
 from histoweave.models.image_encoder._statistics import crop_statistics
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-METHODS = ("statistics", "pretrained")
+METHODS = ("statistics", "pretrained", *PRETEXTS)
 FEATURES = "_histoweave_image_features"  # obsm key of features computed before: folds share one pass over the pixels
+TRAINING = ("max_epochs", "learning_rate", "temperature", "patience")  # arguments of training that are saved
 MIN_PX = 16  # below this the coarsest texture band is a single pixel
 
 
@@ -36,18 +42,37 @@ class ImageEncoder(Model):
     ----------
     method
         ``"statistics"``: colour and texture statistics in stain space (72 numbers a crop and scale), nothing
-        to train. ``"pretrained"``: a frozen network from timm, or from local weights.
+        to train. ``"pretrained"``: a frozen network from timm, or from local weights. The others train a network
+        on the crops, without labels: ``"simclr"``, ``"vicreg"``, ``"simsiam"`` and ``"byol"`` make two views of a
+        crop agree, ``"inpaint"`` draws a hidden part of it, ``"colorize"`` its colours.
     crops_keys
-        Crops in ``obsm`` to describe, one or several scales; their features are put side by side.
+        Crops in ``obsm`` to describe, one or several scales; their features are put side by side. One network is
+        trained on all scales.
     backbone
-        timm name for ``"pretrained"``, e.g. ``"resnet18"`` or a hub name the user has access to.
+        timm name of the network, e.g. ``"resnet18"``, or a hub name the user has access to. To be trained also
+        ``"resnet18-small"`` (34, 50), with a first layer for small crops, and ``"tiny"``.
     weights
-        Safetensors file with the weights of ``backbone``, instead of the published ones.
+        Safetensors file with the weights of ``backbone``: instead of the published ones, or to start training
+        from; training starts from random weights by default.
     n_components
         Reduce the features to so many principal components, learned in ``fit``. Default: all statistics, and
         64 components for a network.
     batch_size
-        Crops at a time.
+        Crops at a time, in training as well.
+    max_epochs
+        Passes over the crops in training. Sections give an epoch equal numbers of crops.
+    learning_rate
+        Highest learning rate of AdamW; it rises over the first tenth of the steps and falls as a cosine.
+    temperature
+        Of ``"simclr"``: lower values weigh the most similar other crops more.
+    augmentation
+        How views are drawn: ``"histology"``, ``"radiograph"``, ``"light"``, or a
+        ``histoweave.loaders.Augmentation``.
+    patience
+        Stop when the training loss has not fallen for so many epochs.
+    checkpoint
+        File that keeps the state of the training after every epoch. Where it exists, the same training is continued,
+        with the same result as if it had not been interrupted; it is removed when the training is complete.
     device, precision
         As :data:`histoweave.settings`; precision applies to networks.
     random_state
@@ -55,6 +80,8 @@ class ImageEncoder(Model):
 
     Notes
     -----
+    After training, :attr:`history` is a table of the epochs with their loss and learning rate.
+
     Features are standardised within each section: stain and scanner differ between sections more than regions
     do within one. A section with too few spots uses the training sections' mean and spread, and says so.
 
@@ -76,6 +103,12 @@ class ImageEncoder(Model):
         weights: str | os.PathLike[str] | None = None,
         n_components: int | None = None,
         batch_size: int = 256,
+        max_epochs: int = 50,
+        learning_rate: float = 1e-3,
+        temperature: float = 0.2,
+        augmentation: str | Augmentation = "histology",
+        patience: int | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
         device: str = "auto",
         precision: str = "auto",
         random_state: int = 0,
@@ -84,6 +117,13 @@ class ImageEncoder(Model):
         require_number(batch_size, argument="batch_size", at_least=1, integer=True)
         if n_components is not None:
             require_number(n_components, argument="n_components", at_least=1, integer=True)
+        require_number(max_epochs, argument="max_epochs", at_least=1, integer=True)
+        require_number(learning_rate, argument="learning_rate", above=0)
+        require_number(temperature, argument="temperature", above=0)
+        if patience is not None:
+            require_number(patience, argument="patience", at_least=1, integer=True)
+        self.max_epochs, self.learning_rate, self.temperature = int(max_epochs), float(learning_rate), temperature
+        self.augmentation, self.patience, self.checkpoint = views(augmentation), patience, checkpoint
         self.method = method
         self.crops_keys = (crops_keys,) if isinstance(crops_keys, str) else tuple(crops_keys)
         self.backbone, self.weights = backbone, None if weights is None else str(weights)
@@ -92,12 +132,13 @@ class ImageEncoder(Model):
         require_number(random_state, argument="random_state", at_least=0, integer=True)
         self.random_state = int(random_state)
         self.sections_seen: list[str] | None = None
+        self.history: pd.DataFrame | None = None
         self._network: Backbone | None = None
 
     def fit(
         self, data: AnnData | SpatialData, *, library_key: str = _keys.LIBRARY, table_key: str = _keys.TABLE
     ) -> Self:
-        """Learn the standardisation, and the components where asked for, from a table's crops.
+        """Train the network where the method does, and learn the standardisation and components of its features.
 
         Parameters
         ----------
@@ -131,6 +172,8 @@ class ImageEncoder(Model):
         """
         table = get_table(data, table_key)
         rows_of = sections(table, library_key)
+        if self.method in PRETEXTS and FEATURES not in table.obsm:
+            self._train(self._crops(table), rows_of)
         raw = self.features(table)
         self._scaler, self._map = SectionScaler().fit(raw), None
         values = self._scaler.transform(raw, rows_of)
@@ -174,7 +217,14 @@ class ImageEncoder(Model):
             return np.asarray(table.obsm[FEATURES])
         if self.method == "pretrained" and self._network is None:
             self._network = load_backbone(self.backbone, self.weights)
-        blocks = []
+        if self.method in PRETEXTS:
+            require_fitted(self, "_network")
+        blocks = [self._describe(crops, available, key) for key, (crops, available) in self._crops(table).items()]
+        return np.concatenate(blocks, axis=1)
+
+    def _crops(self, table: AnnData) -> dict[str, tuple[Any, np.ndarray]]:
+        """Return the crops of each key and which rows have any, checked."""
+        found = {}
         for key in self.crops_keys:
             crops, available = require_crops(table, key)
             if min(crops.shape[1:3]) < MIN_PX:
@@ -186,16 +236,40 @@ class ImageEncoder(Model):
             if not available.any():
                 msg = f"No row has crops in `adata.obsm[{key!r}]` (`adata.obs[{key + '_available'!r}]` is all False)."
                 raise ValueError(msg)
-            blocks.append(self._describe(crops, available, key))
-        return np.concatenate(blocks, axis=1)
+            found[key] = crops, available
+        return found
+
+    def _train(self, crops: dict[str, tuple[Any, np.ndarray]], rows_of: dict[str, np.ndarray]) -> None:
+        from histoweave.models.image_encoder._training import Training, train  # Lightning takes seconds to import
+
+        device = resolve_device(self.device)
+        training = Training(
+            self.method,
+            self.augmentation,
+            self.max_epochs,
+            self.batch_size,
+            self.learning_rate,
+            self.temperature,
+            self.patience,
+            self.random_state,
+            resolve_precision(self.precision, device),
+        )
+        epochs = CropEpochs(crops, rows_of, batch_size=self.batch_size, random_state=self.random_state)
+        if self.weights is None:
+            with torch_seed(self.random_state):
+                network = Backbone(self.backbone, pretrained=False)
+        else:
+            network = load_backbone(self.backbone, self.weights)
+        self.history = pd.DataFrame(train(network, epochs, training, device=device, checkpoint=self.checkpoint))
+        self._network = network
 
     @torch.inference_mode()
     def _describe(self, crops: Any, available: np.ndarray, key: str) -> np.ndarray:
         device = torch.device(resolve_device(self.device))
         describe = crop_statistics
-        if self.method == "pretrained":
+        if self.method != "statistics":
             describe = self._network.to(device, memory_format=torch.channels_last).eval()
-        low = self.method == "pretrained" and resolve_precision(self.precision, str(device)) == "bfloat16"
+        low = self.method != "statistics" and resolve_precision(self.precision, str(device)) == "bfloat16"
         out = None
         batches = crop_batches(crops, np.flatnonzero(available), batch_size=self.batch_size, description=f"embed {key}")
         for rows, batch in batches:
@@ -217,30 +291,35 @@ class ImageEncoder(Model):
             "random_state",
             "sections_seen",
         )
-        config = {name: getattr(self, name) for name in names}
+        config = {name: getattr(self, name) for name in (*names, *TRAINING)}
+        config |= {"augmentation": asdict(self.augmentation)}
+        config |= {"history": None if self.history is None else self.history.to_dict("records")}
         arrays: Arrays = {"scaler.mean": self._scaler.mean, "scaler.sd": self._scaler.sd}
         if self._map is not None:
             arrays |= prefixed("map", self._map.arrays())
-        if self.method == "pretrained":
+        if self.method != "statistics":
             arrays |= prefixed("network", {k: v.cpu().numpy() for k, v in self._network.network.state_dict().items()})
         return config, arrays
 
     @classmethod
     def _from_state(cls, config: dict[str, Any], arrays: Arrays) -> Self:
         names = ("crops_keys", "backbone", "n_components", "batch_size", "random_state")
-        model = cls(config["method"], **{name: config[name] for name in names})
+        drawn = {k: tuple(v) if isinstance(v, list) else v for k, v in config["augmentation"].items()}
+        arguments = {name: config[name] for name in (*names, *TRAINING)}
+        model = cls(config["method"], **arguments, augmentation=Augmentation(**drawn))
+        model.history = None if config["history"] is None else pd.DataFrame(config["history"])
         model.sections_seen = config["sections_seen"]
         model._scaler = SectionScaler()
         model._scaler.mean, model._scaler.sd = arrays["scaler.mean"], arrays["scaler.sd"]
         model._map = LinearMap.from_arrays(subset("map", arrays)) if model.n_components is not None else None
-        if model.method == "pretrained":
+        if model.method != "statistics":
             model._network = Backbone(model.backbone, pretrained=False)
             state = {k: torch.from_numpy(v) for k, v in subset("network", arrays).items()}
             model._network.network.load_state_dict(state)
         return model
 
     def _card(self) -> list[str]:
-        network = f" ({self.backbone})" if self.method == "pretrained" else ""
+        network = f" ({self.backbone})" if self.method != "statistics" else ""
         return [
             f"- image encoder: {self.method}{network} on {', '.join(self.crops_keys)}",
             f"- sections seen: {', '.join(self.sections_seen)}",

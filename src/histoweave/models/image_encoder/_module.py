@@ -1,0 +1,69 @@
+"""Networks trained here: those whose first layers suit small pictures, a tiny one, and the heads of pretexts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Tiny(nn.Sequential):
+    """Three strided convolutions, for tests and for a first look: 25,000 weights, 64 features."""
+
+    num_features = 64
+
+    def __init__(self) -> None:
+        layers: list[nn.Module] = []
+        for inside, outside in ((3, 16), (16, 32), (32, 64)):
+            layers += [nn.Conv2d(inside, outside, 3, 2, 1, bias=False), nn.BatchNorm2d(outside), nn.ReLU()]
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "input_size": (3, 64, 64)}
+
+
+def _small_stem(name: str) -> nn.Module:
+    """Return a ResNet that keeps the resolution in its first layers, as SimCLR does for CIFAR: 4 times the work."""
+    import timm
+
+    network: Any = timm.create_model(name, pretrained=False, num_classes=0)
+    network.conv1 = nn.Conv2d(3, network.conv1.out_channels, 3, stride=2, padding=1, bias=False)
+    network.maxpool = nn.Identity()
+    return network
+
+
+#: Networks that are not timm's, all without published weights.
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "tiny": Tiny,
+    **{f"{name}-small": partial(_small_stem, name) for name in ("resnet18", "resnet34", "resnet50")},
+}
+
+
+def head(*sizes: int, normalise_last: bool = False) -> nn.Sequential:
+    """Return linear layers of the given sizes with batch normalisation and ReLU between them."""
+    layers: list[nn.Module] = []
+    for inside, outside in pairwise(sizes[:-1]):
+        layers += [nn.Linear(inside, outside, bias=False), nn.BatchNorm1d(outside), nn.ReLU()]
+    layers.append(nn.Linear(*sizes[-2:], bias=not normalise_last))
+    if normalise_last:
+        layers.append(nn.BatchNorm1d(sizes[-1], affine=False))
+    return nn.Sequential(*layers)
+
+
+class Decoder(nn.Module):
+    """From features ``(n, d)`` to a coarse picture ``(n, 3, 16, 16)``."""
+
+    def __init__(self, dim: int, width: int = 64) -> None:
+        super().__init__()
+        self.spread = nn.Linear(dim, width * 16)
+        self.width = width
+        layers: list[nn.Module] = []
+        for inside, outside in ((width, width // 2), (width // 2, width // 4)):
+            layers += [nn.Upsample(scale_factor=2), nn.Conv2d(inside, outside, 3, padding=1), nn.ReLU()]
+        self.grow = nn.Sequential(*layers, nn.Conv2d(width // 4, 3, 3, padding=1))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Draw the picture."""
+        return self.grow(self.spread(features).relu().view(-1, self.width, 4, 4))
