@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -213,11 +214,13 @@ def train(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Lightning from announcing the hardware."""
+    """Keep Lightning from announcing the hardware, and its use of torch's internals from warning the user."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*LeafSpec")
+            yield
     finally:
         logger.setLevel(level)
