@@ -152,7 +152,9 @@ def race(side: int, options: argparse.Namespace, device: str, precision: str) ->
     for _ in range(options.repeats):
         for name, run in contestants.items():
             rates[name].append(run(options.steps))
-    print(f"\n### {side} px, batch {options.batch}\n\n| | images/s, median (range) | histoweave / this |\n|---|---|---|")
+    print(
+        f"\n### {side} px, batch {options.batch}\n\n| | images/s, median (range) | histoweave / this |\n|---|---|---|"
+    )
     for name, found in rates.items():
         ratios = [a / b for a, b in zip(rates["histoweave"], found, strict=True)]
         print(f"| {name} | {spread(found, 1)} | {spread(ratios, 2)} |", flush=True)
