@@ -95,7 +95,10 @@ def _create(name: str, pretrained: bool) -> Any:
         return NETWORKS[name]()
     if ":" not in name and not timm.is_model(name):
         close = timm.list_models(f"*{name.split('_')[0].split('.')[0]}*")[:8]
-        msg = f"`backbone={name!r}` is not a timm model. Similar names: {listing(close)}; ours: {listing(NETWORKS)}."
+        msg = (
+            f"`backbone={name!r}` is not a timm model. Similar names: {listing(close)}; ours: {listing(NETWORKS)}; all "
+            "others: `timm.list_models()`."
+        )
         raise ValueError(msg)
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0)

@@ -1,6 +1,6 @@
 """SimCLR training throughput beside the limit and beside lightly's documented loop.
 
-    python benchmarks/speed/ssl.py [--sizes 64 96 224] [--batch 128] [--steps 6] [--repeats 5] [--workers 0 2]
+    python benchmarks/speed/pretraining.py [--sizes 64 96 224] [--batch 128] [--steps 6] [--repeats 5] [--workers 0 2]
 
 Images/s of ResNet-18, two views an image, random pixels (their content does not matter to the time), one process
 for all contestants, interleaved. The limit is the same network's forward and backward, with the projection head,
