@@ -12,8 +12,8 @@ from threadpoolctl import threadpool_limits
 
 from histoweave._random import child_seeds
 from histoweave._validate import label_name, listing, require_choice, require_matrix, require_number, warn
-from histoweave.metrics import classification
 from histoweave.models._base import Arrays, Model, markdown_table, prefixed, require_fitted, subset
+from histoweave.models.fusion._calibrate import Subset, fit_pools
 from histoweave.models.fusion._heads import HEADS
 from histoweave.models.fusion._inner import candidates, fit_head, inner_folds
 from histoweave.models.fusion._pool import LogPool
@@ -21,7 +21,6 @@ from histoweave.models.fusion._pool import LogPool
 METHODS = ("stack", "concat")
 ARGUMENTS = ("method", "heads", "coverage", "n_inner", "random_state")
 FITTED = ("classes", "modalities", "widths", "thresholds")
-Subset = tuple[str, ...]
 
 
 class FusionClassifier(Model):
@@ -151,8 +150,10 @@ class FusionClassifier(Model):
         self.classes, self.modalities = None, sorted(features)  # not fitted again until all is done
         self.widths = {name: int(block.shape[1]) for name, block in features.items()}
         with threadpool_limits(1):  # fits this small only lose by threads, badly so on a busy machine
-            self._fit_members(features, codes, groups, positions, len(names))
-            self._fit_pools(codes, names)
+            oof = self._fit_members(features, codes, groups, positions, len(names))
+            self._pools, self.thresholds, self.history = fit_pools(
+                oof, self.modalities, self._members_of, codes, names, self.coverage
+            )
         self.classes = names
         return self
 
@@ -173,8 +174,9 @@ class FusionClassifier(Model):
         groups: np.ndarray,
         positions: np.ndarray | None,
         k: int,
-    ) -> None:
-        self._members, self._oof = {}, {}
+    ) -> dict[str, np.ndarray]:
+        """Fit every head on all its rows; return their probabilities out of fold."""
+        self._members, out_of_fold = {}, {}
         fold_seed, *seeds = child_seeds(self.random_state, 1 + len(self._blocks()) * len(self.heads))
         labelled = codes >= 0
         fold = np.full(len(codes), -1)
@@ -190,41 +192,9 @@ class FusionClassifier(Model):
                 head, p = fit_head(settings, X[rows], codes[rows], k, fold[rows], seeds.pop(), where)
                 name = f"{'+'.join(block)}:{kind}"
                 self._members[name] = head
-                self._oof[name] = np.full((len(codes), k), np.nan)
-                self._oof[name][rows] = p
-
-    def _fit_pools(self, codes: np.ndarray, names: list[str]) -> None:
-        """Fit the combination, the threshold and the scores of every subset of modalities."""
-        self._pools, self.thresholds, scores = {}, {}, []
-        for r in range(1, len(self.modalities) + 1):
-            for chosen in combinations(self.modalities, r):
-                members = self._members_of(chosen)
-                if not all(m in self._members for m in members):
-                    continue
-                p = np.stack([self._oof[m] for m in members])
-                rows = np.flatnonzero(~np.isnan(p).any(axis=(0, 2)))
-                name = "+".join(chosen)
-                if len(rows) < 5 * len(members) or len(np.unique(codes[rows])) < 2:
-                    self._pools[chosen], self.thresholds[name] = LogPool.equal(len(members), len(names)), 0.0
-                    warn(
-                        f"Too few labels to hold any out ({len(rows)} rows could be predicted by a model that had "
-                        f"not seen their group): probabilities from {name} are not calibrated and the classifier "
-                        "never abstains. Label more spots, of every region in several places."
-                    )
-                    continue
-                pool = LogPool().fit(p[:, rows], codes[rows])
-                pooled = pool.combine(p[:, rows])
-                self._pools[chosen] = pool
-                self.thresholds[name] = float(np.quantile(pooled.max(axis=1), 1 - self.coverage))
-                classes = np.asarray(names, dtype=object)
-                truth, guess = classes[codes[rows]], classes[pooled.argmax(axis=1)]
-                numbers = classification(truth, guess, pooled, classes=names)
-                scores.append({"modalities": name} | {k: v for k, v in numbers.items() if isinstance(v, int | float)})
-        self.history = pd.DataFrame(scores)
-        del self._oof
-        if not self._pools:
-            msg = "No modality has labelled rows of two classes. Check that crops or counts exist for labelled spots."
-            raise ValueError(msg)
+                out_of_fold[name] = np.full((len(codes), k), np.nan)
+                out_of_fold[name][rows] = p
+        return out_of_fold
 
     def predict_proba(
         self, features: Mapping[str, np.ndarray], *, modalities: Sequence[str] | None = None
