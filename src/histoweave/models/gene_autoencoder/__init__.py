@@ -1,5 +1,6 @@
 """Gene encoders: counts in, embeddings out."""
 
+from histoweave.models.gene_autoencoder._model import GeneAutoencoder
 from histoweave.models.gene_autoencoder._pca import GenePCA
 
-__all__ = ["GenePCA"]
+__all__ = ["GeneAutoencoder", "GenePCA"]
