@@ -91,7 +91,7 @@ class Rows:
         all_counts = raw_counts(table, layer)[0]
         depth = np.asarray(all_counts.sum(axis=1, dtype=np.float64)).ravel()
         self.usable = depth > 0
-        self.counts = _spread_columns(all_counts[:, at[self.present]], self.present)
+        self.counts = spread_columns(all_counts[:, at[self.present]], self.present)
         scale = np.repeat(target_sum / np.maximum(depth, 1e-12), np.diff(self.counts.indptr))
         self.log = self.counts.copy()
         self.log.data = np.log1p(self.log.data * scale).astype(np.float32)
@@ -155,7 +155,7 @@ class Rows:
         return torch.from_numpy(self.counts[rows.cpu().numpy()].toarray()).to(self.device)
 
 
-def _spread_columns(counts: sp.csr_matrix, present: np.ndarray) -> sp.csr_matrix:
+def spread_columns(counts: sp.csr_matrix, present: np.ndarray) -> sp.csr_matrix:
     """Return the columns at their place among the model's genes; the others are empty."""
     counts = sp.csr_matrix(counts, dtype=np.float32)
     indices = np.flatnonzero(present)[counts.indices]

@@ -199,7 +199,7 @@ def train(
     )  # fmt: skip
     batches = Batches(trained, rows.section_number[trained], batch_size, rows.device, order_seed)
     kind, _, number = rows.device.partition(":")
-    with _quiet(), torch_seed(dropout_seed):
+    with quiet(), torch_seed(dropout_seed):
         trainer = lightning.Trainer(
             accelerator="gpu" if kind == "cuda" else kind,
             devices=[int(number)] if number else 1,
@@ -216,7 +216,7 @@ def train(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep Lightning's remarks on hardware and loaders to itself, and leave logging and filters as they were."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
