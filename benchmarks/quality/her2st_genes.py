@@ -36,24 +36,25 @@ def load(folder: Path, names: list[str]):
     return adata
 
 
-def encoders(seed: int, with_scvi: bool) -> dict[str, object]:
+def encoders(seed: int, with_scvi: bool, max_epochs: int | None) -> dict[str, object]:
     found = {"PCA": hw.models.GenePCA(50, random_state=seed)}
+    found["PCA, depth 3,000"] = hw.models.GenePCA(50, target_sum=3e3, random_state=seed)
     for likelihood in ("mse", "nb"):
         for masking in ("random", "programme", "mixed"):
             found[f"masked, {masking}, {likelihood}"] = hw.models.GeneAutoencoder(
-                likelihood=likelihood, masking=masking, random_state=seed
+                likelihood=likelihood, masking=masking, max_epochs=max_epochs, random_state=seed
             )
     if with_scvi:
-        found["scVI"] = hw.models.ScviEncoder(random_state=seed)
+        found["scVI"] = hw.models.ScviEncoder(max_epochs=max_epochs, random_state=seed)
     return found
 
 
-def features(adata, held_out: np.ndarray, seed: int, with_scvi: bool) -> dict[str, np.ndarray]:
+def features(adata, held_out: np.ndarray, seed: int, args: argparse.Namespace) -> dict[str, np.ndarray]:
     """Embeddings, standardised within each section, alone and beside the mean of the first ring."""
     rings, rows_of = ring_graphs(adata, n_rings=1), hw._resolve.sections(adata)
     depth = np.log1p(np.asarray(adata.X.sum(axis=1))).reshape(-1, 1)
     found = {"library size": depth}
-    for name, encoder in encoders(seed, with_scvi).items():
+    for name, encoder in encoders(seed, args.scvi, args.epochs).items():
         encoder.fit(adata[~held_out].copy())
         found[name] = encoder.embed(adata)
     out = {}
@@ -70,6 +71,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--scvi", action="store_true")
     parser.add_argument("--sections", nargs="+", default=["A1", "B1", "C1", "D1", "E1"])
+    parser.add_argument("--epochs", type=int, help="epochs of every network; default: each model's own rule")
     parser.add_argument("--out", type=Path, help="CSV of all scores")
     args = parser.parse_args()
     hw.settings.progress = False
@@ -90,7 +92,7 @@ def main() -> None:
         majority = pd.Series(y[train]).value_counts().index[0]
         for seed in range(args.seeds):
             guesses = {"majority": np.full(test.sum(), majority, dtype=object)}
-            for name, X in features(adata, held_out, seed, args.scvi).items():
+            for name, X in features(adata, held_out, seed, args).items():
                 usable = ~np.isnan(X).any(axis=1)
                 head = LogisticRegression(C=0.01, class_weight="balanced", max_iter=3000)
                 head.fit(X[train & usable], y[train & usable].astype(str))

@@ -79,7 +79,8 @@ class GeneAutoencoder(Model):
     n_top_genes
         Variable genes to choose in ``fit``, where the table does not mark them (``var["highly_variable"]``).
     target_sum
-        Depth every row is brought to before the logarithm.
+        Depth every row is brought to before the logarithm. Default: the median depth in ``fit``; at much more
+        than that, the logarithm makes single counts loud.
     min_share
         Least share of the model's genes that a new table must have.
     batch_size
@@ -137,10 +138,10 @@ class GeneAutoencoder(Model):
         programmes: str | os.PathLike[str] | Mapping[str, Sequence[str]] | None = None,
         n_programmes: int | None = None,
         widths: Sequence[int] = (256, 128),
-        dropout: float = 0.1,
+        dropout: float = 0.3,
         centre: bool = True,
         n_top_genes: int = 2000,
-        target_sum: float = 1e4,
+        target_sum: float | None = None,
         min_share: float = 0.3,
         batch_size: int = 128,
         max_epochs: int | None = None,
@@ -163,7 +164,8 @@ class GeneAutoencoder(Model):
         require_number(weight_decay, argument="weight_decay", at_least=0)
         require_number(random_state, argument="random_state", at_least=0, integer=True)
         for name, value in (("target_sum", target_sum), ("learning_rate", learning_rate)):
-            require_number(value, argument=name, above=0)
+            if value is not None or name != "target_sum":
+                require_number(value, argument=name, above=0)
         whole = {"n_latent": n_latent, "n_top_genes": n_top_genes, "batch_size": batch_size}
         whole |= {"n_programmes": n_programmes, "max_epochs": max_epochs, "patience": patience}
         for name, value in whole.items():
@@ -180,7 +182,7 @@ class GeneAutoencoder(Model):
         self.n_latent, self.likelihood, self.masking, self.mask_rate = n_latent, likelihood, masking, mask_rate
         self.programmes, self.n_programmes = programmes, n_programmes
         self.widths, self.dropout, self.centre = [int(w) for w in widths], dropout, bool(centre)
-        self.n_top_genes, self.target_sum, self.min_share = n_top_genes, float(target_sum), min_share
+        self.n_top_genes, self.target_sum, self.min_share = n_top_genes, target_sum, min_share
         self.batch_size, self.max_epochs, self.learning_rate = batch_size, max_epochs, learning_rate
         self.weight_decay, self.validation_fraction, self.patience = weight_decay, validation_fraction, patience
         self.loading, self.device, self.precision, self.random_state = loading, device, precision, random_state
@@ -222,12 +224,15 @@ class GeneAutoencoder(Model):
         self.genes = None  # not fitted again until all is done
         table = get_table(data, table_key)
         table = table[canonical_order(table, library_key)]
-        genes = variable_genes(table, raw_counts(table, layer)[0], self.n_top_genes, library_key)
-        device = resolve_device(self.device)
-        rows = Rows(table, genes, layer=layer, library_key=library_key, target_sum=self.target_sum, centre=self.centre)
-        if rows.usable.sum() < 2:
-            msg = f"At least 2 rows with counts are needed, found {rows.usable.sum()} of {table.n_obs}."
+        counts = raw_counts(table, layer)[0]
+        genes = variable_genes(table, counts, self.n_top_genes, library_key)
+        depth = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+        if (depth > 0).sum() < 2:
+            msg = f"At least 2 rows with counts are needed, found {(depth > 0).sum()} of {table.n_obs}."
             raise ValueError(msg)
+        self._target = float(self.target_sum or np.median(depth[depth > 0]))
+        device = resolve_device(self.device)
+        rows = Rows(table, genes, layer=layer, library_key=library_key, target_sum=self._target, centre=self.centre)
         rows.to(device, loading=self.loading, counts=self.likelihood != "mse")
         init_seed, train_seed, programme_seed = child_seeds(self.random_state, 3)
         self.programmes_used = self._choose_programmes(rows, genes, programme_seed)
@@ -407,7 +412,7 @@ class GeneAutoencoder(Model):
         share = found["share"]
         if self.likelihood == "zinb":
             share = share * torch.sigmoid(-found["logits"])
-        return torch.log1p(share * self.target_sum).cpu().numpy()
+        return torch.log1p(share * self._target).cpu().numpy()
 
     def score_imputation(
         self,
@@ -461,7 +466,7 @@ class GeneAutoencoder(Model):
         if not present.all() and not quiet:
             warn(f"{(~present).sum()} of the model's {len(self.genes)} genes are not in the table; they are hidden.")
         return Rows(
-            table, self.genes, layer=layer, library_key=library_key, target_sum=self.target_sum, centre=self.centre,
+            table, self.genes, layer=layer, library_key=library_key, target_sum=self._target, centre=self.centre,
             mean=self._mean,
         ).to(resolve_device(self.device), loading="sparse", counts=False)  # fmt: skip
 
@@ -479,6 +484,7 @@ class GeneAutoencoder(Model):
         if isinstance(self.programmes, Mapping):
             config["programmes"] = {str(k): list(v) for k, v in self.programmes.items()}
         config |= {"genes": self.genes, "sections_seen": self.sections_seen, "programmes_used": self.programmes_used}
+        config["target"] = self._target
         config["history"] = self.history.to_dict("records")
         weights = {name: value.cpu().numpy() for name, value in self._net.state_dict().items()}
         return config, {"mean": self._mean} | prefixed("network", weights)
@@ -488,6 +494,7 @@ class GeneAutoencoder(Model):
         model = cls(**{name: config[name] for name in ARGUMENTS})
         for name in ("sections_seen", "programmes_used"):
             setattr(model, name, config[name])
+        model._target = config["target"]
         model.history, model._mean = pd.DataFrame(config["history"]), arrays["mean"]
         model._net = model._network(len(config["genes"]), len(model.sections_seen))
         model._net.load_state_dict({k: torch.from_numpy(v) for k, v in subset("network", arrays).items()})
