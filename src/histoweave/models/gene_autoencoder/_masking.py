@@ -60,7 +60,9 @@ class Masker:
         if self._alone.any():
             mask |= self._alone & self._random(n_rows, self.n_genes, generator)
         if self.strategy == "mixed":
-            mask = torch.where(bernoulli(n_rows, 1, 0.5, generator), mask, self._random(n_rows, self.n_genes, generator))
+            mask = torch.where(
+                bernoulli(n_rows, 1, 0.5, generator), mask, self._random(n_rows, self.n_genes, generator)
+            )
         return mask
 
     def _random(self, n_rows: int, n_columns: int, generator: torch.Generator) -> Tensor:

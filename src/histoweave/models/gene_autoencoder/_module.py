@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -116,5 +117,4 @@ def _tail(dropout: float) -> list[nn.Module]:
 
 
 def _layers(widths: Sequence[int], dropout: float) -> list[nn.Module]:
-    pairs = zip(widths[:-1], widths[1:], strict=True)
-    return [layer for a, b in pairs for layer in (nn.Linear(a, b), *_tail(dropout))]
+    return [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), *_tail(dropout))]

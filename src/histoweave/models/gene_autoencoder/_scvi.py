@@ -94,7 +94,7 @@ class ScviEncoder(Model):
     sections_seen
         Sections whose counts were seen in ``fit``.
     history
-        Training loss of every epoch (a DataFrame).
+        Training loss (negative ELBO) of every epoch (a DataFrame).
 
     Notes
     -----
@@ -212,7 +212,7 @@ class ScviEncoder(Model):
             if self.method == "scanvi":
                 model = scvi.model.SCANVI.from_scvi_model(model, unlabeled_category="", labels_key="label")
                 model.train(max_epochs=SCANVI_EPOCHS, **options)
-        loss = model.history["train_loss_epoch"].iloc[:, 0].astype(float).to_numpy()
+        loss = model.history["elbo_train"].iloc[:, 0].astype(float).to_numpy()
         return model.module, pd.DataFrame({"epoch": np.arange(1, len(loss) + 1), "train_loss": loss})
 
     def fit_embed(
@@ -275,8 +275,8 @@ class ScviEncoder(Model):
         present = at >= 0
         if not present.all():
             warn(
-                f"{(~present).sum()} of the model's {len(self.genes)} genes are not in the table and are taken to be 0, "
-                "which changes the embedding; `method='masked'` can leave genes out."
+                f"{(~present).sum()} of the model's {len(self.genes)} genes are not in the table and are taken to be 0, which "
+                "changes the embedding; `method='masked'` can leave genes out."
             )
         counts = spread_columns(raw_counts(table, layer)[0][:, at[present]], present)
         out = np.full((table.n_obs, self.n_latent), np.nan, dtype=np.float32)
