@@ -163,9 +163,7 @@ def main() -> None:
         for _ in range(options.repeats):
             for name in names:
                 figures[name].append(child(name, file, str(epochs)))
-    print(
-        f"\n{options.rows:,} rows x {options.genes:,} genes, batches of {BATCH}; {options.repeats} runs, {epochs} epochs"
-    )
+    print(f"\n{options.rows:,} rows x {options.genes:,} genes, batches of {BATCH}; {options.repeats} runs")
     print("\n| | s/epoch, median (range) | limit / this | scVI / this | peak memory, MB |\n|---|---|---|---|---|")
     for name in names:
         seconds = [run["seconds"] for run in figures[name]]

@@ -114,8 +114,7 @@ class RegionClassifier(Model):
         FusionClassifier(fusion, coverage=coverage, random_state=random_state)
         if image is not None:
             ImageEncoder(**{"method": image} | self.image_options)
-        if genes is not None:
-            ENCODERS[genes](**self.gene_options)
+        ENCODERS[genes or "pca"](**self.gene_options)
         self.classes: list[str] | None = None
 
     @property

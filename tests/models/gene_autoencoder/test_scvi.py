@@ -47,7 +47,7 @@ def test_encoders_of_scvi_tools_fit_embed_and_save(tmp_path, sections):
     np.testing.assert_array_equal(ScviEncoder.load(tmp_path / "scvi").embed(sections), Z)
     sections.obs["library_id"] = "new"
     np.testing.assert_array_equal(model.embed(sections), Z)
-    with pytest.warns(HistoweaveWarning, match="taken to be 0"):
+    with pytest.warns(HistoweaveWarning, match="and taken to be 0"):
         model.embed(sections[:, model.genes[5:]].copy())
     sections.obs.loc[sections.obs_names[::2], "region"] = None
     labelled = hw.tl.gene_encoder(sections, method="scanvi", n_components=6, max_epochs=1, n_hidden=16)

@@ -239,7 +239,13 @@ class ScviEncoder(Model):
         return self.fit(data, labels_key=labels_key, **keys).embed(data, **keys)
 
     def overlap(self, data: AnnData | SpatialData, *, table_key: str = _keys.TABLE) -> float:
-        """Return the share of the model's genes that a table has."""
+        """Return the share of the model's genes that a table has.
+
+        Parameters
+        ----------
+        data, table_key
+            As for :meth:`fit`.
+        """
         require_fitted(self, "genes")
         return float(np.isin(self.genes, get_table(data, table_key).var_names).mean())
 
@@ -275,8 +281,8 @@ class ScviEncoder(Model):
         present = at >= 0
         if not present.all():
             warn(
-                f"{(~present).sum()} of the model's {len(self.genes)} genes are not in the table and are taken to be 0, which "
-                "changes the embedding; `method='masked'` can leave genes out."
+                f"{(~present).sum()} of the model's {len(self.genes)} genes are not in the table and taken to be 0, "
+                "which changes the embedding; `method='masked'` can leave genes out."
             )
         counts = spread_columns(raw_counts(table, layer)[0][:, at[present]], present)
         out = np.full((table.n_obs, self.n_latent), np.nan, dtype=np.float32)
