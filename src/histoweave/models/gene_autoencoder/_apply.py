@@ -169,10 +169,12 @@ class Applied(Model):
             AnnData or SpatialData object with coordinates or array positions.
         n_rings
             Rings of neighbours that the second null averages.
-        layer, library_key, table_key
+        layer, library_key
             As for :meth:`fit`.
         spatial_key
             ``obsm`` key of the coordinates.
+        table_key
+            Table of a SpatialData object.
 
         Returns
         -------
