@@ -5,3 +5,4 @@ from ._calibration import reliability_curve as reliability_curve
 from ._classification import classification as classification
 from ._classification import per_class as per_class
 from ._clustering import clustering as clustering
+from ._imputation import imputation as imputation

@@ -15,7 +15,7 @@ from histoweave._validate import listing, require_choice, require_key, require_n
 from histoweave.models._base import Arrays, Model, prefixed, require_fitted, subset
 from histoweave.models._prepare import inner_groups, light_table, masked_labels, reach_positions
 from histoweave.models.fusion import FusionClassifier
-from histoweave.models.gene_autoencoder import GenePCA
+from histoweave.models.gene_autoencoder import ENCODERS
 from histoweave.models.image_encoder import ImageEncoder
 from histoweave.models.image_encoder._model import FEATURES, MIN_PX
 from histoweave.pp._context import context_features
@@ -44,7 +44,7 @@ class RegionClassifier(Model):
     image
         Image encoder, ``"statistics"`` or ``"pretrained"``, or ``None`` to leave the image out.
     genes
-        Gene encoder, ``"pca"``, or ``None`` to leave the genes out.
+        Gene encoder, ``"pca"`` or ``"masked"``, or ``None`` to leave the genes out.
     fusion
         ``"stack"`` or ``"concat"``, see :class:`FusionClassifier`.
     crop_um
@@ -97,7 +97,7 @@ class RegionClassifier(Model):
         random_state: int = 0,
     ) -> None:
         require_choice(image, ("statistics", "pretrained", None), argument="image")
-        require_choice(genes, ("pca", None), argument="genes")
+        require_choice(genes, (*ENCODERS, None), argument="genes")
         if image is None and genes is None:
             msg = "`image` and `genes` are both None: nothing to learn from."
             raise ValueError(msg)
@@ -114,7 +114,7 @@ class RegionClassifier(Model):
         FusionClassifier(fusion, coverage=coverage, random_state=random_state)
         if image is not None:
             ImageEncoder(**{"method": image} | self.image_options)
-        GenePCA(**self.gene_options)
+        ENCODERS[genes or "pca"](**self.gene_options)
         self.classes: list[str] | None = None
 
     @property
@@ -186,7 +186,7 @@ class RegionClassifier(Model):
             options = {"method": self.image, "crops_keys": tuple(self._sizes), "random_state": image_seed}
             encoders["image"] = ImageEncoder(**options | self.image_options)
         if light.n_vars:
-            encoders["gene"] = GenePCA(**{"random_state": gene_seed} | self.gene_options)
+            encoders["gene"] = ENCODERS[self.genes](**{"random_state": gene_seed} | self.gene_options)
         return encoders
 
     def _fit_encoders(self, light: AnnData) -> dict[str, np.ndarray]:
@@ -329,7 +329,7 @@ class RegionClassifier(Model):
         model = cls(**config["arguments"])
         model._sizes, model._px, model._located = config["sizes_um"], config["sizes_px"], config["located"]
         model.sections_seen, model.inner_groups = config["sections_seen"], config["inner_groups"]
-        kinds = {"image": ImageEncoder, "gene": GenePCA, "fusion": FusionClassifier}
+        kinds = {"image": ImageEncoder, "gene": ENCODERS.get(model.genes), "fusion": FusionClassifier}
         parts = {n: kinds[n]._from_state(c, subset(n, arrays)) for n, c in config["parts"].items()}
         model._fusion = parts.pop("fusion")
         model._encoders = parts

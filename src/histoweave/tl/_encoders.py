@@ -5,19 +5,27 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from histoweave import _keys
 from histoweave._record import record
 from histoweave._resolve import working_copy
 from histoweave._validate import require_choice
-from histoweave.models import GenePCA, ImageEncoder
+from histoweave.models import GeneAutoencoder, GenePCA, ImageEncoder, ScviEncoder
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
     from histoweave.loaders import Augmentation
+
+PACKAGES = {
+    "pca": ("scikit-learn",),
+    "masked": ("torch", "lightning"),
+    "scvi": ("torch", "scvi-tools"),
+    "scanvi": ("torch", "scvi-tools"),
+}
+GENE_METHODS = tuple(PACKAGES)
 
 
 def image_encoder(
@@ -139,11 +147,13 @@ def gene_encoder(
     n_components: int = 50,
     n_top_genes: int = 2000,
     layer: str | None = None,
+    labels_key: str = _keys.REGION,
     key_added: str = _keys.X_GENE,
     random_state: int = 0,
     library_key: str = _keys.LIBRARY,
     table_key: str = _keys.TABLE,
-) -> GenePCA:
+    **options: Any,
+) -> GenePCA | GeneAutoencoder | ScviEncoder:
     """Embed the expression of every row.
 
     Parameters
@@ -152,12 +162,16 @@ def gene_encoder(
         AnnData or SpatialData object with raw counts.
     method
         ``"pca"``: principal components of log-normalised counts, centred within each section.
+        ``"masked"``: a network trained to predict hidden genes, :class:`histoweave.models.GeneAutoencoder`.
+        ``"scvi"``, ``"scanvi"``: :class:`histoweave.models.ScviEncoder`; needs the extra ``histoweave[scvi]``.
     n_components
         Dimensions of the embedding.
     n_top_genes
         Variable genes to use, where ``var["highly_variable"]`` does not mark them.
     layer
         Layer of the raw counts. Default: ``layers["counts"]`` where it exists, else ``X``.
+    labels_key
+        Labels in ``obs`` that ``method="scanvi"`` learns from.
     key_added
         Name of the embedding in ``obsm``.
     random_state
@@ -166,16 +180,20 @@ def gene_encoder(
         Column of ``obs`` that names the section.
     table_key
         Table of a SpatialData object.
+    options
+        More arguments of the model, such as ``likelihood="nb"`` or ``masking="mixed"``.
 
     Returns
     -------
-    The fitted :class:`histoweave.models.GenePCA`. Writes ``obsm[key_added]`` (float32; NaN for rows without
+    The fitted model. Writes ``obsm[key_added]`` (float32; NaN for rows without
     counts) and ``uns["histoweave"][key_added]``.
 
     Raises
     ------
     ValueError
         The values are not raw counts.
+    ImportError
+        The method needs scvi-tools, which is not installed.
 
     Examples
     --------
@@ -185,12 +203,20 @@ def gene_encoder(
     >>> adata.obsm["X_gene"].shape
     (400, 20)
     """
-    require_choice(method, ("pca",), argument="method")
+    require_choice(method, GENE_METHODS, argument="method")
     _, table = working_copy(data, table_key)
-    encoder = GenePCA(n_components, n_top_genes=n_top_genes, random_state=random_state)
-    embedding = encoder.fit_embed(table, layer=layer, library_key=library_key)
-    table.obsm[key_added] = embedding
-    params = {"method": method, "n_components": n_components, "n_top_genes": n_top_genes, "layer": layer}
+    common = {"n_top_genes": n_top_genes, "random_state": random_state} | options
+    if method == "pca":
+        encoder = GenePCA(n_components, **common)
+    elif method == "masked":
+        encoder = GeneAutoencoder(n_components, **common)
+    else:
+        encoder = ScviEncoder(method, n_latent=n_components, **common)
+    keys = {"layer": layer, "library_key": library_key}
+    if method == "scanvi":
+        keys["labels_key"] = labels_key
+    table.obsm[key_added] = encoder.fit_embed(table, **keys)
+    params = {"method": method, "n_components": n_components, "n_top_genes": n_top_genes, "layer": layer} | options
     record(
         table,
         key_added,
@@ -198,7 +224,7 @@ def gene_encoder(
         params,
         random_state=random_state,
         sections_seen=encoder.sections_seen,
-        packages=("scikit-learn",),
+        packages=PACKAGES[method],
         n_genes=len(encoder.genes),
     )
     return encoder

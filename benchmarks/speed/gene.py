@@ -1,0 +1,179 @@
+"""Seconds per epoch of the masked autoencoder, of scVI, and of the bare network on a ready batch, the limit.
+
+Every figure comes from a process of its own that trains for a few epochs and then for more: the difference is
+what an epoch costs, without setting up. Same genes, batches of 128, all rows trained on. Contestants take turns, so
+that other load on the machine disturbs all alike. Memory is the peak of the whole process.
+
+    python benchmarks/speed/gene.py [--repeats 3] [--rows 4000] [--genes 3000] [--without-scvi]
+    python benchmarks/speed/gene.py --rows 50000 --repeats 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+BATCH = 128
+NAMES = {
+    "limit mse": "bare network, one ready batch (mse): the limit",
+    "masked mse": "GeneAutoencoder, mse",
+    "masked mse sparse": "the same, one dense batch at a time",
+    "limit nb": "bare network, one ready batch (nb): the limit",
+    "masked nb": "GeneAutoencoder, nb",
+    "scvi": "scvi.model.SCVI, default (zinb)",
+    "scvi nb": "scvi.model.SCVI, nb",
+}
+
+
+# --- one contestant in one process ---
+
+
+def peak_mb() -> float:
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+def masked(table, likelihood: str, loading: str):
+    import histoweave as hw
+
+    hw.settings.progress = False
+
+    def run(epochs: int) -> None:
+        hw.models.GeneAutoencoder(
+            likelihood=likelihood, loading=loading, max_epochs=epochs, batch_size=BATCH, validation_fraction=0
+        ).fit(table)
+
+    return run
+
+
+def limit(table, likelihood: str):
+    import torch
+
+    from histoweave.models.gene_autoencoder._masking import bernoulli
+    from histoweave.models.gene_autoencoder._module import GeneNetwork
+
+    network = GeneNetwork(table.n_vars, 1, likelihood=likelihood, widths=(256, 128), n_latent=64, dropout=0.1)
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-3, weight_decay=0.01, fused=True)
+    counts = torch.from_numpy(table.X[:BATCH].toarray())
+    depth = counts.sum(dim=1, keepdim=True)
+    x = torch.log1p(counts / depth * 1e4)
+    target = x if likelihood == "mse" else counts
+    mask, section = bernoulli(BATCH, table.n_vars, 0.5, torch.Generator().manual_seed(0)), torch.zeros(BATCH).long()
+    n_steps = -(-table.n_obs // BATCH)
+
+    def run(epochs: int) -> None:
+        for _ in range(epochs * n_steps):
+            loss = network.loss(network(x, mask, section), target, depth, mask)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return run
+
+
+def scvi(table, likelihood: str):
+    import scvi
+
+    scvi.settings.verbosity = 40
+    scvi.model.SCVI.setup_anndata(table)
+
+    def run(epochs: int) -> None:
+        model = scvi.model.SCVI(table, gene_likelihood=likelihood)
+        model.train(
+            max_epochs=epochs, batch_size=BATCH, train_size=1.0, accelerator="cpu", enable_progress_bar=False,
+            logger=False,
+        )  # fmt: skip
+
+    return run
+
+
+def contestant(name: str, file: str, epochs: int) -> dict[str, float]:
+    import anndata as ad
+
+    warnings.simplefilter("ignore")
+    table = ad.read_h5ad(file)
+    kind, *rest = name.split()
+    if kind == "masked":
+        run = masked(table, rest[0], "sparse" if "sparse" in rest else "auto")
+    elif kind == "limit":
+        run = limit(table, rest[0])
+    else:
+        run = scvi(table, rest[0] if rest else "zinb")
+    run(1)  # imports and first allocations
+    start = time.perf_counter()
+    run(1)
+    middle = time.perf_counter()
+    run(1 + epochs)
+    seconds = (time.perf_counter() - middle - (middle - start)) / epochs
+    return {"seconds": seconds, "memory": peak_mb()}
+
+
+# --- the race ---
+
+
+def child(*arguments: str) -> dict[str, float]:
+    command = [sys.executable, __file__, "--child", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def simulate(path: str, n_rows: int, n_genes: int) -> None:
+    import histoweave as hw
+
+    side = int(np.ceil(np.sqrt(n_rows)))
+    table = hw.datasets.simulate_section(image=False, n_rows=side, n_cols=side, n_genes=n_genes)[:n_rows].copy()
+    table.var["highly_variable"] = True
+    del table.uns["spatial"]
+    table.write_h5ad(path)
+
+
+def spread(values: list[float], digits: int = 2) -> str:
+    return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f}..{max(values):,.{digits}f})"
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--child"]:
+        name, file, epochs = sys.argv[2:]
+        print(json.dumps(contestant(name, file, int(epochs))))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=4000)
+    parser.add_argument("--genes", type=int, default=3000)
+    parser.add_argument("--epochs", type=int, help="timed epochs; default: about 150 steps")
+    parser.add_argument("--without-scvi", action="store_true")
+    options = parser.parse_args()
+    names = [name for name in NAMES if not (options.without_scvi and name.startswith("scvi"))]
+    epochs = options.epochs or max(1, 150 * BATCH // options.rows)
+    figures: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    with tempfile.TemporaryDirectory() as folder:
+        file = f"{folder}/table.h5ad"
+        simulate(file, options.rows, options.genes)
+        for _ in range(options.repeats):
+            for name in names:
+                figures[name].append(child(name, file, str(epochs)))
+    print(f"\n{options.rows:,} rows x {options.genes:,} genes, batches of {BATCH}; {options.repeats} runs")
+    print("\n| | s/epoch, median (range) | limit / this | scVI / this | peak memory, MB |\n|---|---|---|---|---|")
+    for name in names:
+        seconds = [run["seconds"] for run in figures[name]]
+        floor = figures["limit nb" if "nb" in name or name == "scvi" else "limit mse"]
+        shares = [f["seconds"] / s for f, s in zip(floor, seconds, strict=True)]
+        rival = figures.get("scvi nb" if "nb" in name else "scvi", [])
+        ratios = spread([r["seconds"] / s for r, s in zip(rival, seconds, strict=True)]) if rival else "not run"
+        memory = spread([run["memory"] for run in figures[name]], 0)
+        print(f"| {NAMES[name]} | {spread(seconds, 3)} | {spread(shares)} | {ratios} | {memory} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""What a trained masked autoencoder does with a table: embed it, predict its genes, say how well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+
+from histoweave import _keys
+from histoweave._device import resolve_device
+from histoweave._random import torch_generator
+from histoweave._resolve import get_table
+from histoweave._validate import listing, require_number, warn
+from histoweave.models._base import Model, require_fitted
+from histoweave.models.gene_autoencoder._data import Rows, section_indices
+from histoweave.models.gene_autoencoder._imputation import imputation_scores
+from histoweave.models.gene_autoencoder._masking import Masker
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+HIDDEN_GROUPS = 5  # in imputation each gene is hidden together with a fifth of the others
+BATCH = 2048  # rows at a time without gradients
+
+
+class Applied(Model):
+    """The half of :class:`GeneAutoencoder` that needs no training."""
+
+    def overlap(self, data: AnnData | SpatialData, *, table_key: str = _keys.TABLE) -> float:
+        """Return the share of the model's genes that a table has.
+
+        Parameters
+        ----------
+        data, table_key
+            As for :meth:`fit`.
+        """
+        require_fitted(self, "genes")
+        return float(np.isin(self.genes, get_table(data, table_key).var_names).mean())
+
+    def embed(
+        self,
+        data: AnnData | SpatialData,
+        *,
+        n_masks: int = 0,
+        layer: str | None = None,
+        library_key: str = _keys.LIBRARY,
+        table_key: str = _keys.TABLE,
+    ) -> np.ndarray:
+        """Return the embedding ``(n_obs, n_latent)`` float32; rows without counts are NaN.
+
+        Parameters
+        ----------
+        data
+            As for :meth:`fit`.
+        n_masks
+            Average the embeddings under this many random masks, as in training; 0 shows all genes once. The
+            masks are the same at every call and for every row.
+        layer, library_key, table_key
+            As for :meth:`fit`.
+
+        Raises
+        ------
+        ValueError
+            The table has less than ``min_share`` of the genes, or its values are not raw counts.
+        """
+        require_number(n_masks, argument="n_masks", at_least=0, integer=True)
+        rows = self._rows(get_table(data, table_key), layer, library_key)
+        shown = torch.from_numpy(rows.present)[None]
+        if n_masks:
+            masker = Masker(len(self.genes), "random", self.mask_rate)
+            shown = shown & ~masker.draw(n_masks, torch_generator(self.random_state))
+        shown = shown.to(rows.device)
+        out = np.full((len(rows.usable), self.n_latent), np.nan, dtype=np.float32)
+        for part, x in self._batches(rows):
+            total = sum(self._net.encode(x * row, row.sum().view(1, 1)) for row in shown)
+            out[part] = (total / len(shown)).cpu().numpy()
+        return out
+
+    def impute(
+        self,
+        data: AnnData | SpatialData,
+        *,
+        genes: Sequence[str] | None = None,
+        layer: str | None = None,
+        library_key: str = _keys.LIBRARY,
+        table_key: str = _keys.TABLE,
+    ) -> pd.DataFrame:
+        """Predict genes from the others; no value is predicted from itself.
+
+        Parameters
+        ----------
+        data
+            As for :meth:`fit`.
+        genes
+            Genes of the model to predict, all hidden at once; the table need not have them. Default: all of the
+            model's, hidden a fifth at a time.
+        layer, library_key, table_key
+            As for :meth:`fit`.
+
+        Returns
+        -------
+        Log-normalised expression (``log(1 + expected share * target_sum)``), rows by genes; rows without counts
+        are NaN. Where genes are centred, a gene that the table lacks varies around its mean in training.
+
+        Raises
+        ------
+        KeyError
+            A gene is not one of the model's.
+        ValueError
+            As for :meth:`embed`, or too few genes are left to predict from.
+        """
+        require_fitted(self, "genes")
+        table = get_table(data, table_key)
+        number = {gene: i for i, gene in enumerate(self.genes)}
+        unknown = [gene for gene in genes or [] if gene not in number]
+        if unknown:
+            msg = f"`genes`: {listing(unknown, 5)} are not among the model's {len(number)} genes."
+            raise KeyError(msg)
+        if genes is not None:
+            groups = [np.array([number[gene] for gene in genes], dtype=int)]
+        else:
+            order = np.random.default_rng(self.random_state).permutation(len(number))
+            groups = np.array_split(order, min(HIDDEN_GROUPS, len(order)))
+        rows = self._rows(table, layer, library_key)
+        out = np.full((table.n_obs, len(number)), np.nan, dtype=np.float32)
+        section = torch.from_numpy(section_indices(rows.rows_of, self.sections_seen, table.n_obs)).to(rows.device)
+        means = np.where(rows.present, rows.means, self._mean)
+        for group in groups:
+            shown = rows.present.copy()
+            shown[group] = False
+            if not shown.any():
+                msg = "`genes` are all the genes that the table shares with the model: none is left to predict from."
+                raise ValueError(msg)
+            visible = torch.from_numpy(shown).to(rows.device)
+            for part, x in self._batches(rows):
+                z = self._net.encode(x * visible, visible.sum().view(1, 1))
+                found = self._net.decode(z, section[part])
+                out[np.ix_(part, group)] = self._log_values(found, means[rows.section_number[part]])[:, group]
+        wanted = list(self.genes) if genes is None else list(genes)
+        return pd.DataFrame(out[:, [number[g] for g in wanted]], index=table.obs_names, columns=wanted)
+
+    def _log_values(self, found: dict[str, torch.Tensor], means: np.ndarray) -> np.ndarray:
+        if self.likelihood == "mse":
+            return np.maximum(found["value"].cpu().numpy() + means, 0)
+        share = found["share"]
+        if self.likelihood == "zinb":
+            share = share * torch.sigmoid(-found["logits"])
+        return torch.log1p(share * self._target).cpu().numpy()
+
+    def score_imputation(
+        self,
+        data: AnnData | SpatialData,
+        *,
+        n_rings: int = 1,
+        layer: str | None = None,
+        library_key: str = _keys.LIBRARY,
+        spatial_key: str = _keys.SPATIAL,
+        table_key: str = _keys.TABLE,
+    ) -> pd.DataFrame:
+        """Score predictions of hidden genes against two nulls, gene by gene, section by section.
+
+        Parameters
+        ----------
+        data
+            AnnData or SpatialData object with coordinates or array positions.
+        n_rings
+            Rings of neighbours that the second null averages.
+        layer, library_key
+            As for :meth:`fit`.
+        spatial_key
+            ``obsm`` key of the coordinates.
+        table_key
+            Table of a SpatialData object.
+
+        Returns
+        -------
+        A DataFrame with ``section``, ``gene``, ``method``, ``pearson``, ``spearman`` and ``rmse`` on log values.
+        Methods: ``"model"`` (each gene predicted from the others of its spot), ``"gene mean"`` (over the spots
+        of the section) and ``"neighbour mean"`` (the gene's own values around the spot). Correlations of
+        a constant are NaN. Genes that the table lacks cannot be scored and are left out.
+        """
+        require_fitted(self, "genes")
+        table = get_table(data, table_key)
+        predicted = self.impute(table, layer=layer, library_key=library_key)
+        rows = self._rows(table, layer, library_key, quiet=True)
+        return imputation_scores(
+            table, rows, predicted.to_numpy()[:, rows.present], np.asarray(self.genes)[rows.present],
+            n_rings=n_rings, library_key=library_key, spatial_key=spatial_key,
+        )  # fmt: skip
+
+    def _rows(self, table: AnnData, layer: str | None, library_key: str, *, quiet: bool = False) -> Rows:
+        """Align a table with the model's genes; too few are an error, some missing a warning."""
+        require_fitted(self, "genes")
+        present = np.isin(self.genes, table.var_names)
+        if present.mean() < self.min_share:
+            msg = (
+                f"The table has {present.sum()} of the model's {len(self.genes)} genes ({present.mean():.0%}, at least "
+                f"{self.min_share:.0%} are needed). Model: {self.genes[:3]}...; table: "
+                f"{table.var_names[:3].tolist()}... Are gene names of the same kind?"
+            )
+            raise ValueError(msg)
+        if not present.all() and not quiet:
+            warn(f"{(~present).sum()} of the model's {len(self.genes)} genes are not in the table; they are hidden.")
+        return Rows(
+            table, self.genes, layer=layer, library_key=library_key, target_sum=self._target, centre=self.centre,
+            mean=self._mean,
+        ).to(resolve_device(self.device), loading="sparse", counts=False)  # fmt: skip
+
+    def _batches(self, rows: Rows) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        """Yield ``(row numbers, log values)`` of the rows with counts, the network being on their device."""
+        self._net.to(rows.device)
+        usable = np.flatnonzero(rows.usable)
+        for start in range(0, len(usable), BATCH):
+            part = usable[start : start + BATCH]
+            yield part, rows.log_batch(torch.from_numpy(part).to(rows.device))

@@ -1,0 +1,198 @@
+"""From a table of counts to batches of log values: genes chosen and aligned, sections centred, no row copied twice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from anndata import AnnData
+from torch import Tensor
+
+from histoweave import _keys
+from histoweave._resolve import sections
+from histoweave._validate import warn
+from histoweave.models._sections import MIN_SPOTS
+from histoweave.pp._expression import expression, raw_counts
+
+DENSE_BYTES = 2 * 2**30  # a dense matrix up to this size is kept on the CPU
+LOADINGS = ("auto", "dense", "sparse")
+
+
+def variable_genes(table: AnnData, counts: sp.csr_matrix, n_top_genes: int, library_key: str) -> list[str]:
+    """Return the genes marked in ``var["highly_variable"]``, else the most variable ones."""
+    if "highly_variable" in table.var:
+        chosen = table.var["highly_variable"].to_numpy(dtype=bool)
+    else:
+        obs = table.obs[[library_key]] if library_key in table.obs else None
+        bare = AnnData(counts, obs=obs, var=table.var[[]])
+        expression(bare, n_top_genes=n_top_genes, library_key=library_key)
+        chosen = bare.var["highly_variable"].to_numpy(dtype=bool)
+    names = table.var_names[chosen].astype(str).tolist()
+    if len(names) < 2:
+        msg = f"At least 2 variable genes are needed, found {len(names)}. Check `adata.var['highly_variable']`."
+        raise ValueError(msg)
+    return names
+
+
+def canonical_order(table: AnnData, library_key: str = _keys.LIBRARY) -> np.ndarray:
+    """Return row numbers sorted by section and row name: training must not depend on how sections were put together."""
+    names = table.obs_names.to_numpy(dtype=str)
+    section = np.empty(table.n_obs, dtype=object)
+    for name, rows in sections(table, library_key).items():
+        section[rows] = name
+    return np.lexsort((names, section.astype(str)))
+
+
+class Rows:
+    """The chosen genes of a table, ready to be drawn as dense batches.
+
+    Parameters
+    ----------
+    table
+        The table, not changed.
+    genes
+        Names of the model's genes; those that the table lacks are hidden throughout.
+    layer
+        Layer of the raw counts.
+    library_key
+        Column of ``obs`` that names the section.
+    target_sum
+        Depth every row is brought to before the logarithm.
+    centre
+        Centre each gene within each section; otherwise by the training rows' mean.
+    mean
+        Mean log value of each gene in training ``(genes,)``, ``None`` to take that of this table.
+
+    Attributes
+    ----------
+    usable
+        Mask of the rows with counts.
+    present
+        Mask of the genes the table has.
+    mean
+        Mean log value of each gene over the usable rows, or as given.
+    """
+
+    def __init__(
+        self,
+        table: AnnData,
+        genes: Sequence[str],
+        *,
+        layer: str | None,
+        library_key: str,
+        target_sum: float,
+        centre: bool,
+        mean: np.ndarray | None = None,
+    ) -> None:
+        at = table.var_names.get_indexer(list(genes))
+        self.present = at >= 0
+        all_counts = raw_counts(table, layer)[0]
+        depth = np.asarray(all_counts.sum(axis=1, dtype=np.float64)).ravel()
+        self.usable = depth > 0
+        self.counts = spread_columns(all_counts[:, at[self.present]], self.present)
+        scale = np.repeat(target_sum / np.maximum(depth, 1e-12), np.diff(self.counts.indptr))
+        self.log = self.counts.copy()
+        self.log.data = np.log1p(self.log.data * scale).astype(np.float32)
+        self.depth = torch.from_numpy(np.maximum(depth, 1).astype(np.float32))[:, None]
+        self.rows_of = sections(table, library_key)
+        self.section_number = np.zeros(table.n_obs, dtype=np.int64)
+        for i, rows in enumerate(self.rows_of.values()):
+            self.section_number[rows] = i
+        self.mean = self._mean_of(np.flatnonzero(self.usable)) if mean is None else mean
+        self.means = np.stack([self._centre_of(rows, centre) for rows in self.rows_of.values()])
+        self.means[:, ~self.present] = 0
+        if centre:
+            self._tell_small()
+        self._dense: dict[str, Tensor] = {}
+
+    def _mean_of(self, rows: np.ndarray) -> np.ndarray:
+        if not len(rows):
+            return np.zeros(self.log.shape[1], dtype=np.float32)
+        return np.asarray(self.log[rows].mean(axis=0, dtype=np.float64)).ravel().astype(np.float32)
+
+    def _centre_of(self, rows: np.ndarray, centre: bool) -> np.ndarray:
+        measured = rows[self.usable[rows]]
+        return self._mean_of(measured) if centre and len(measured) >= MIN_SPOTS else self.mean.copy()
+
+    def _tell_small(self) -> None:
+        sizes = {name: int(self.usable[rows].sum()) for name, rows in self.rows_of.items()}
+        small = [name for name, n in sizes.items() if 0 < n < MIN_SPOTS]
+        if small:
+            warn(
+                f"Sections with fewer than {MIN_SPOTS} measured spots ({', '.join(small)}) were centred with the "
+                "training sections' mean instead of their own."
+            )
+
+    def to(self, device: str, *, loading: str, counts: bool) -> Rows:
+        """Put the whole matrix dense on the device where it fits (``loading="auto"``), or as asked."""
+        self.device = device
+        self.depth = self.depth.to(device)
+        self._section = torch.from_numpy(self.section_number).to(device)
+        self._means = torch.from_numpy(self.means).to(device)
+        needed = 4 * self.log.shape[0] * self.log.shape[1] * (1 + counts)
+        if loading == "dense" or (loading == "auto" and needed <= _room(device)):
+            values = self.log.toarray()
+            for i, rows in enumerate(self.rows_of.values()):
+                values[rows] -= self.means[i]
+            self._dense["log"] = torch.from_numpy(values).to(device)
+            if counts:
+                self._dense["counts"] = torch.from_numpy(self.counts.toarray()).to(device)
+        return self
+
+    def log_batch(self, rows: Tensor) -> Tensor:
+        """Return centred log values ``(len(rows), genes)`` on the device; genes that the table lacks are 0."""
+        if "log" in self._dense:
+            return self._dense["log"].index_select(0, rows)
+        values = torch.from_numpy(self.log[rows.cpu().numpy()].toarray()).to(self.device)
+        return values - self._means[self._section[rows]]
+
+    def count_batch(self, rows: Tensor) -> Tensor:
+        """Return raw counts ``(len(rows), genes)`` on the device."""
+        if "counts" in self._dense:
+            return self._dense["counts"].index_select(0, rows)
+        return torch.from_numpy(self.counts[rows.cpu().numpy()].toarray()).to(self.device)
+
+
+def spread_columns(counts: sp.csr_matrix, present: np.ndarray) -> sp.csr_matrix:
+    """Return the columns at their place among the model's genes; the others are empty."""
+    counts = sp.csr_matrix(counts, dtype=np.float32)
+    indices = np.flatnonzero(present)[counts.indices]
+    return sp.csr_matrix((counts.data, indices, counts.indptr), shape=(counts.shape[0], len(present)))
+
+
+def _room(device: str) -> int:
+    """Bytes that a dense matrix may take."""
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[0] // 2
+    return DENSE_BYTES
+
+
+def section_indices(rows_of: Mapping[str, np.ndarray], names: Sequence[str], n_rows: int) -> np.ndarray:
+    """Return each row's place among the training sections, -1 where its section is new."""
+    out = np.full(n_rows, -1, dtype=np.int64)
+    for name, rows in rows_of.items():
+        if name in names:
+            out[rows] = list(names).index(name)
+    return out
+
+
+def balanced_order(section: np.ndarray, generator: torch.Generator) -> Tensor:
+    """Return a random order of rows in which every stretch holds the sections in their overall shares.
+
+    Parameters
+    ----------
+    section
+        Section number of every row ``(n,)``.
+    generator
+        Source of randomness, on the CPU.
+    """
+    u = torch.rand(len(section), generator=generator, dtype=torch.float64).numpy()
+    key = np.empty(len(section))
+    for number in np.unique(section):
+        rows = np.flatnonzero(section == number)
+        rank = np.argsort(np.argsort(u[rows]))
+        offset = torch.rand(len(rows), generator=generator, dtype=torch.float64).numpy()
+        key[rows] = (rank + offset) / len(rows)
+    return torch.from_numpy(np.argsort(key, kind="stable"))
