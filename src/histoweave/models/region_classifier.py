@@ -11,15 +11,14 @@ import pandas as pd
 from histoweave import _keys
 from histoweave._random import child_seeds
 from histoweave._resolve import get_table, sections
-from histoweave._validate import listing, require_choice, require_key, require_number, warn
+from histoweave._validate import require_choice, require_key, require_number
 from histoweave.models._base import Arrays, Model, prefixed, require_fitted, subset
+from histoweave.models._chain import embed_all, with_context
 from histoweave.models._prepare import inner_groups, light_table, masked_labels, reach_positions
 from histoweave.models.fusion import FusionClassifier
 from histoweave.models.gene_autoencoder import ENCODERS
 from histoweave.models.image_encoder import ImageEncoder
-from histoweave.models.image_encoder._model import FEATURES, MIN_PX
-from histoweave.pp._context import context_features
-from histoweave.pp._graph import ring_graphs
+from histoweave.models.image_encoder._model import MIN_PX
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -196,7 +195,7 @@ class RegionClassifier(Model):
             msg = "The table has neither images, crops nor counts that this model may use, see `image=` and `genes=`."
             raise ValueError(msg)
         self.sections_seen = list(sections(light))
-        return self._with_context(light, {name: e.fit_embed(light) for name, e in self._encoders.items()})
+        return with_context(light, {name: e.fit_embed(light) for name, e in self._encoders.items()}, self.n_rings)
 
     def _fit_fusion(self, light: AnnData, features: Mapping[str, np.ndarray], labels: pd.Series) -> Self:
         """Fit the head on the labelled rows of already encoded sections."""
@@ -209,30 +208,7 @@ class RegionClassifier(Model):
 
     def _features(self, light: AnnData) -> dict[str, np.ndarray]:
         """Embeddings with their neighbourhood, per modality that the table has; NaN rows lack it."""
-        found = {}
-        if "image" in self._encoders and (FEATURES in light.obsm or all(key in light.obsm for key in self._sizes)):
-            found["image"] = self._encoders["image"].embed(light)
-        if "gene" in self._encoders and light.n_vars:
-            encoder = self._encoders["gene"]
-            share = encoder.overlap(light)
-            if share < encoder.min_share and "image" in found:
-                warn(f"The table has only {share:.0%} of the model's genes; its counts are left out.")
-            else:
-                found["gene"] = encoder.embed(light)
-        if not found:
-            msg = (
-                f"The section has nothing that this model was fitted on ({listing(self._encoders)}): it needs an "
-                "image or crops, or raw counts of genes with the same names."
-            )
-            raise ValueError(msg)
-        return self._with_context(light, found)
-
-    def _with_context(self, light: AnnData, found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Put the mean embedding of each ring of neighbours beside every spot's own."""
-        if not self.n_rings or _keys.SPATIAL not in light.obsm:
-            return found
-        rings = ring_graphs(light, n_rings=self.n_rings)
-        return {name: context_features(values, rings) for name, values in found.items()}
+        return with_context(light, embed_all(self._encoders, light, self._sizes), self.n_rings)
 
     def _encode(
         self, data: AnnData | SpatialData, modalities: Sequence[str] | str | None, **keys: Any
