@@ -29,10 +29,17 @@ def naive(table, n: int) -> np.ndarray:
 
 
 def test_naive_pipeline(sections):
-    found, expected = GenePCA(10).fit_embed(sections), naive(sections, 10)
+    found, expected = GenePCA(10, target_sum=1e4).fit_embed(sections), naive(sections, 10)
     sign = np.sign((found * expected).sum(0))
     np.testing.assert_allclose(found, expected * sign, atol=2e-3)
     assert found.dtype == np.float32
+
+
+def test_default_depth_is_the_median(sections):
+    depth = np.asarray(sections.layers["counts"].sum(axis=1)).ravel()
+    np.testing.assert_array_equal(
+        GenePCA(10).fit_embed(sections), GenePCA(10, target_sum=float(np.median(depth))).fit_embed(sections)
+    )
 
 
 def test_fit_embed_is_fit_then_embed(sections, fitted):
@@ -143,7 +150,7 @@ def test_no_genes_and_all_zero(sections):
         GenePCA().fit(sections[:, :0].copy())
     zero = sections.copy()
     zero.layers["counts"] = sp.csr_matrix(zero.shape, dtype=np.float32)
-    with pytest.raises(ValueError, match="No spot"):
+    with pytest.raises(ValueError, match="2 rows with counts"):
         GenePCA().fit(zero)
 
 

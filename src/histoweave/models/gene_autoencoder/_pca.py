@@ -30,7 +30,8 @@ class GenePCA(Model):
     n_top_genes
         Variable genes to choose in ``fit``, where the table does not mark them (``var["highly_variable"]``).
     target_sum
-        Depth every row is brought to before the logarithm.
+        Depth every row is brought to before the logarithm. Default: the median depth in ``fit``; at much more
+        than that, the logarithm turns the noise of single counts into large differences.
     min_share
         Least share of the model's genes that a new table must have.
     random_state
@@ -60,17 +61,18 @@ class GenePCA(Model):
         n_components: int = 50,
         *,
         n_top_genes: int = 2000,
-        target_sum: float = 1e4,
+        target_sum: float | None = None,
         min_share: float = 0.3,
         random_state: int = 0,
     ) -> None:
         require_number(n_components, argument="n_components", at_least=1, integer=True)
         require_number(n_top_genes, argument="n_top_genes", at_least=2, integer=True)
-        require_number(target_sum, argument="target_sum", above=0)
+        if target_sum is not None:
+            require_number(target_sum, argument="target_sum", above=0)
         require_number(min_share, argument="min_share", above=0, at_most=1)
         require_number(random_state, argument="random_state", at_least=0, integer=True)
         self.n_components, self.n_top_genes = int(n_components), int(n_top_genes)
-        self.target_sum, self.min_share = float(target_sum), float(min_share)
+        self.target_sum, self.min_share = target_sum, float(min_share)
         self.random_state = int(random_state)
         self.genes: list[str] | None = None
 
@@ -129,6 +131,11 @@ class GenePCA(Model):
         table = get_table(data, table_key)
         counts, _ = raw_counts(table, layer)
         rows_of = sections(table, library_key)
+        depth = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+        if (depth > 0).sum() < 2:
+            msg = f"At least 2 rows with counts are needed, found {(depth > 0).sum()} of {table.n_obs}."
+            raise ValueError(msg)
+        self._target = float(self.target_sum or np.median(depth[depth > 0]))
         if "highly_variable" in table.var:
             chosen = table.var["highly_variable"].to_numpy(dtype=bool)
         else:
@@ -199,7 +206,7 @@ class GenePCA(Model):
 
     def _log(self, counts: sp.csr_matrix, columns: np.ndarray) -> np.ndarray:
         """Dense log-normalised values of some genes, NaN for rows without counts; depth is over all genes."""
-        values = normalise_log(counts, self.target_sum)[:, columns].toarray()
+        values = normalise_log(counts, self._target)[:, columns].toarray()
         values[np.diff(counts.indptr) == 0] = np.nan
         return values
 
@@ -214,7 +221,7 @@ class GenePCA(Model):
             "genes",
             "sections_seen",
         )
-        arrays = {"scaler.mean": self._scaler.mean, "scaler.sd": self._scaler.sd}
+        arrays = {"scaler.mean": self._scaler.mean, "scaler.sd": self._scaler.sd, "target": np.array([self._target])}
         return {name: getattr(self, name) for name in names}, arrays | prefixed("map", self._map.arrays())
 
     @classmethod
@@ -224,6 +231,7 @@ class GenePCA(Model):
         model.genes, model.sections_seen = config["genes"], config["sections_seen"]
         model._scaler = SectionScaler(scale=False)
         model._scaler.mean, model._scaler.sd = arrays["scaler.mean"], arrays["scaler.sd"]
+        model._target = float(arrays["target"][0])
         model._map = LinearMap.from_arrays(subset("map", arrays))
         return model
 
