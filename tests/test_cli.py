@@ -174,4 +174,4 @@ def test_requirements_are_those_of_the_package():
     names = {need.name for need in required}
     assert {"anndata", "torch", "torchvision", "squidpy"} <= names
     assert not names & {"pytest", "sphinx", "lifelines"}
-    assert set(extras) == {"survival", "wsi"}
+    assert set(extras) == {"scvi", "survival", "wsi"}
