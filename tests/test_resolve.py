@@ -44,7 +44,8 @@ def element(pixels=IMAGE, *, frame="a", transformation=None, **options):
 def test_get_table():
     adata = table()
     assert get_table(adata) is adata
-    assert get_table(wrapped(adata)) is not None
+    sdata = wrapped(adata)
+    assert get_table(sdata) is sdata.tables["table"]
     with pytest.raises(TypeError, match="got list"):
         get_table([1])
     with pytest.raises(KeyError, match=r"table_key='genes'.*'table'"):

@@ -2,7 +2,8 @@
 
 Sections 01-07 of Stahl et al. (2016) in three groups of animals; a group is never split. The default
 `RegionClassifier` stands beside floors that anyone can build in an hour: two-scale colour statistics with a random
-forest, the same with the probabilities averaged over neighbours, and the majority. Nothing is chosen on test groups.
+forest, the same with the probabilities averaged over neighbours, and the majority. The default crop
+scales were chosen within group A, so B, C -> A is not independent of that choice.
 
     python benchmarks/quality/mob_groups.py [--data ../shared/data] [--seeds 3]
 """

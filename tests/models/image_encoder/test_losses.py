@@ -59,7 +59,7 @@ def test_negative_cosine_gives_the_target_no_gradient():
     loss = negative_cosine(p, z)
     assert loss.item() == pytest.approx(-np.mean(np.sum(unit(p.detach()) * unit(z.detach()), axis=1)), rel=1e-5)
     loss.backward()
-    assert p.grad is not None
+    assert p.grad.abs().max() > 0
     assert z.grad is None
     assert negative_cosine(z, 3 * z).item() == pytest.approx(-1)
 
