@@ -23,6 +23,17 @@ def test_the_stem_for_small_pictures_keeps_twice_the_resolution():
     assert maps["resnet18-small"].shape[2:] == (4, 4)
 
 
+def test_the_narrow_network_is_a_resnet_of_ten_layers_with_a_ninth_of_the_weights():
+    weights = {name: sum(p.numel() for p in Backbone(name, pretrained=False).parameters()) for name in
+               ("resnet10-narrow", "resnet18")}  # fmt: skip
+    assert weights["resnet10-narrow"] < weights["resnet18"] / 9
+    network = Backbone("resnet10-narrow", pretrained=False).eval().network
+    main_path = [m for n, m in network.named_modules() if isinstance(m, torch.nn.Conv2d) and "downsample" not in n]
+    assert len(main_path) + 1 == 10  # the head, which is not there, is the tenth
+    with torch.inference_mode():
+        assert network.forward_features(torch.zeros(1, 3, 64, 64)).shape == (1, 256, 2, 2)
+
+
 def test_networks_of_our_own_have_no_published_weights():
     with pytest.raises(ValueError, match="'tiny'.*no published weights"):
         Backbone("tiny", pretrained=True)

@@ -24,7 +24,7 @@ class Backbone(nn.Module):
     name
         A timm name (``"resnet18"``), a hub name (``"hf-hub:MahmoodLab/UNI"``) the user has access to, or one of
         our own, which have no published weights: ``"resnet18-small"``, ``"resnet34-small"`` and
-        ``"resnet50-small"`` with a first layer for small pictures, and ``"tiny"``.
+        ``"resnet50-small"`` with a first layer for small pictures, ``"resnet10-narrow"`` for CPUs, and ``"tiny"``.
     pretrained
         Load the published weights, from timm's cache or the hub.
     """

@@ -50,7 +50,8 @@ class ImageEncoder(Model):
         trained on all scales.
     backbone
         timm name of the network, e.g. ``"resnet18"``, or a hub name the user has access to. To be trained also
-        ``"resnet18-small"`` (34, 50), with a first layer for small crops, and ``"tiny"``.
+        ``"resnet18-small"`` (34, 50), with a first layer for small crops, ``"resnet10-narrow"``, seven times as fast
+        as ``"resnet18"``, and ``"tiny"``.
     weights
         Safetensors file with the weights of ``backbone``: instead of the published ones, or to start training
         from; training starts from random weights by default.

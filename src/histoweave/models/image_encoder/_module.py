@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+CONFIG = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "input_size": (3, 64, 64)}  # as in timm's `pretrained_cfg`
+
 
 class Tiny(nn.Sequential):
     """Three strided convolutions, for tests and for a first look: 25,000 weights, 64 features."""
@@ -21,7 +23,7 @@ class Tiny(nn.Sequential):
         for inside, outside in ((3, 16), (16, 32), (32, 64)):
             layers += [nn.Conv2d(inside, outside, 3, 2, 1, bias=False), nn.BatchNorm2d(outside), nn.ReLU()]
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "input_size": (3, 64, 64)}
+        self.pretrained_cfg = dict(CONFIG)
 
 
 def _small_stem(name: str) -> nn.Module:
@@ -34,9 +36,20 @@ def _small_stem(name: str) -> nn.Module:
     return network
 
 
+def _narrow() -> nn.Module:
+    """Return a ResNet of 10 layers and half the width: 1.2 million weights, 256 features, for CPUs."""
+    from timm.models.resnet import BasicBlock, ResNet
+
+    network: Any = ResNet(BasicBlock, [1, 1, 1, 1], channels=(32, 64, 128, 256), num_classes=0)
+    network.conv1 = nn.Conv2d(3, network.conv1.out_channels, 3, stride=2, padding=1, bias=False)
+    network.pretrained_cfg = dict(CONFIG)
+    return network
+
+
 #: Networks that are not timm's, all without published weights.
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "tiny": Tiny,
+    "resnet10-narrow": _narrow,
     **{f"{name}-small": partial(_small_stem, name) for name in ("resnet18", "resnet34", "resnet50")},
 }
 
