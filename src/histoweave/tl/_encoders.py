@@ -212,10 +212,7 @@ def gene_encoder(
         encoder = GeneAutoencoder(n_components, **common)
     else:
         encoder = ScviEncoder(method, n_latent=n_components, **common)
-    keys = {"layer": layer, "library_key": library_key}
-    if method == "scanvi":
-        keys["labels_key"] = labels_key
-    table.obsm[key_added] = encoder.fit_embed(table, **keys)
+    table.obsm[key_added] = encoder.fit_embed(table, labels_key=labels_key, layer=layer, library_key=library_key)
     params = {"method": method, "n_components": n_components, "n_top_genes": n_top_genes, "layer": layer} | options
     record(
         table,

@@ -13,9 +13,10 @@ from histoweave import _keys
 from histoweave._device import resolve_device
 from histoweave._random import torch_generator
 from histoweave._resolve import get_table
-from histoweave._validate import listing, require_number, warn
-from histoweave.models._base import Model, require_fitted
-from histoweave.models.gene_autoencoder._data import Rows, section_indices
+from histoweave._validate import listing, require_number
+from histoweave.models._base import require_fitted
+from histoweave.models.gene_autoencoder._base import GeneEncoder
+from histoweave.models.gene_autoencoder._data import Expression, Rows, section_indices
 from histoweave.models.gene_autoencoder._imputation import imputation_scores
 from histoweave.models.gene_autoencoder._masking import Masker
 
@@ -27,19 +28,10 @@ HIDDEN_GROUPS = 5  # in imputation each gene is hidden together with a fifth of 
 BATCH = 2048  # rows at a time without gradients
 
 
-class Applied(Model):
+class Applied(GeneEncoder):
     """The half of :class:`GeneAutoencoder` that needs no training."""
 
-    def overlap(self, data: AnnData | SpatialData, *, table_key: str = _keys.TABLE) -> float:
-        """Return the share of the model's genes that a table has.
-
-        Parameters
-        ----------
-        data, table_key
-            As for :meth:`fit`.
-        """
-        require_fitted(self, "genes")
-        return float(np.isin(self.genes, get_table(data, table_key).var_names).mean())
+    _without = "; they are hidden."
 
     def embed(
         self,
@@ -68,7 +60,10 @@ class Applied(Model):
             The table has less than ``min_share`` of the genes, or its values are not raw counts.
         """
         require_number(n_masks, argument="n_masks", at_least=0, integer=True)
-        rows = self._rows(get_table(data, table_key), layer, library_key)
+        return self._embed(self._aligned(get_table(data, table_key), layer, library_key), n_masks)
+
+    def _embed(self, expression: Expression, n_masks: int = 0) -> np.ndarray:
+        rows = self._rows(expression)
         shown = torch.from_numpy(rows.present)[None]
         if n_masks:
             masker = Masker(len(self.genes), "random", self.mask_rate)
@@ -125,7 +120,7 @@ class Applied(Model):
         else:
             order = np.random.default_rng(self.random_state).permutation(len(number))
             groups = np.array_split(order, min(HIDDEN_GROUPS, len(order)))
-        rows = self._rows(table, layer, library_key)
+        rows = self._rows(self._aligned(table, layer, library_key))
         out = np.full((table.n_obs, len(number)), np.nan, dtype=np.float32)
         section = torch.from_numpy(section_indices(rows.rows_of, self.sections_seen, table.n_obs)).to(rows.device)
         means = np.where(rows.present, rows.means, self._mean)
@@ -186,29 +181,15 @@ class Applied(Model):
         require_fitted(self, "genes")
         table = get_table(data, table_key)
         predicted = self.impute(table, layer=layer, library_key=library_key)
-        rows = self._rows(table, layer, library_key, quiet=True)
+        rows = self._rows(self._aligned(table, layer, library_key, quiet=True))
         return imputation_scores(
             table, rows, predicted.to_numpy()[:, rows.present], np.asarray(self.genes)[rows.present],
             n_rings=n_rings, library_key=library_key, spatial_key=spatial_key,
         )  # fmt: skip
 
-    def _rows(self, table: AnnData, layer: str | None, library_key: str, *, quiet: bool = False) -> Rows:
-        """Align a table with the model's genes; too few are an error, some missing a warning."""
-        require_fitted(self, "genes")
-        present = np.isin(self.genes, table.var_names)
-        if present.mean() < self.min_share:
-            msg = (
-                f"The table has {present.sum()} of the model's {len(self.genes)} genes ({present.mean():.0%}, at least "
-                f"{self.min_share:.0%} are needed). Model: {self.genes[:3]}...; table: "
-                f"{table.var_names[:3].tolist()}... Are gene names of the same kind?"
-            )
-            raise ValueError(msg)
-        if not present.all() and not quiet:
-            warn(f"{(~present).sum()} of the model's {len(self.genes)} genes are not in the table; they are hidden.")
-        return Rows(
-            table, self.genes, layer=layer, library_key=library_key, target_sum=self._target, centre=self.centre,
-            mean=self._mean,
-        ).to(resolve_device(self.device), loading="sparse", counts=False)  # fmt: skip
+    def _rows(self, expression: Expression) -> Rows:
+        rows = Rows(expression, target_sum=self._target, centre=self.centre, mean=self._mean)
+        return rows.to(resolve_device(self.device), loading="sparse", counts=False)
 
     def _batches(self, rows: Rows) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """Yield ``(row numbers, log values)`` of the rows with counts, the network being on their device."""

@@ -11,7 +11,7 @@ from anndata import AnnData
 from torch import Tensor
 
 from histoweave import _keys
-from histoweave._resolve import sections
+from histoweave._resolve import section_column
 from histoweave._validate import warn
 from histoweave.models._sections import MIN_SPOTS
 from histoweave.pp._expression import expression, raw_counts
@@ -20,15 +20,19 @@ DENSE_BYTES = 2 * 2**30  # a dense matrix up to this size is kept on the CPU
 LOADINGS = ("auto", "dense", "sparse")
 
 
-def variable_genes(table: AnnData, counts: sp.csr_matrix, n_top_genes: int, library_key: str) -> list[str]:
+def variable_genes(table: AnnData, layer: str | None, n_top_genes: int, library_key: str) -> list[str]:
     """Return the genes marked in ``var["highly_variable"]``, else the most variable ones."""
+    counts = raw_counts(table, layer)[0]
     if "highly_variable" in table.var:
         chosen = table.var["highly_variable"].to_numpy(dtype=bool)
-    else:
+    elif counts.nnz:
         obs = table.obs[[library_key]] if library_key in table.obs else None
         bare = AnnData(counts, obs=obs, var=table.var[[]])
         expression(bare, n_top_genes=n_top_genes, library_key=library_key)
         chosen = bare.var["highly_variable"].to_numpy(dtype=bool)
+    else:
+        msg = f"At least 2 rows with counts are needed, found 0 of {table.n_obs}."
+        raise ValueError(msg)
     names = table.var_names[chosen].astype(str).tolist()
     if len(names) < 2:
         msg = f"At least 2 variable genes are needed, found {len(names)}. Check `adata.var['highly_variable']`."
@@ -38,26 +42,82 @@ def variable_genes(table: AnnData, counts: sp.csr_matrix, n_top_genes: int, libr
 
 def canonical_order(table: AnnData, library_key: str = _keys.LIBRARY) -> np.ndarray:
     """Return row numbers sorted by section and row name: training must not depend on how sections were put together."""
-    names = table.obs_names.to_numpy(dtype=str)
-    section = np.empty(table.n_obs, dtype=object)
-    for name, rows in sections(table, library_key).items():
-        section[rows] = name
-    return np.lexsort((names, section.astype(str)))
+    return np.lexsort((table.obs_names.to_numpy(dtype=str), section_column(table, library_key).astype(str)))
 
 
-class Rows:
-    """The chosen genes of a table, ready to be drawn as dense batches.
+class Expression:
+    """Counts of a model's genes in one table, aligned.
 
     Parameters
     ----------
     table
         The table, not changed.
     genes
-        Names of the model's genes; those that the table lacks are hidden throughout.
+        Names of the model's genes.
     layer
         Layer of the raw counts.
     library_key
         Column of ``obs`` that names the section.
+    rows
+        Row numbers of the table to take, in this order. Default: all.
+
+    Attributes
+    ----------
+    counts
+        Sparse float32 ``(n_rows, genes)``; the columns of genes that the table lacks are empty.
+    present
+        Mask of the genes the table has.
+    depth
+        Counts of each row over all genes of the table ``(n_rows,)``.
+    usable
+        Mask of the rows with counts.
+    rows_of
+        ``{section: row numbers}`` among the rows taken.
+    genes, rows, section
+        Names of the genes, row numbers taken, and section of each.
+    """
+
+    def __init__(
+        self,
+        table: AnnData,
+        genes: Sequence[str],
+        layer: str | None,
+        library_key: str,
+        *,
+        rows: np.ndarray | None = None,
+    ) -> None:
+        counts = raw_counts(table, layer)[0]
+        at = table.var_names.get_indexer(list(genes))
+        self.present = at >= 0
+        self.rows = np.arange(table.n_obs) if rows is None else rows
+        self.depth = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()[self.rows]
+        self.usable = self.depth > 0
+        self.counts = spread_columns(counts[:, at[self.present]], self.present)
+        if rows is not None:
+            self.counts = self.counts[rows]
+        self.genes = list(genes)
+        self.section = section_column(table, library_key)[self.rows].astype(str)
+        self.rows_of = {str(name): np.flatnonzero(self.section == name) for name in dict.fromkeys(self.section)}
+
+    def log(self, target_sum: float) -> sp.csr_matrix:
+        """Return ``log(1 + target_sum * counts / depth)``, sparse float32."""
+        out = self.counts.copy()
+        scale = np.repeat(target_sum / np.maximum(self.depth, 1e-12), np.diff(out.indptr))
+        out.data = np.log1p(out.data * scale).astype(np.float32)
+        return out
+
+    def median_depth(self) -> float:
+        """Return the median depth of the rows with counts."""
+        return float(np.median(self.depth[self.usable]))
+
+
+class Rows:
+    """Aligned expression, ready to be drawn as dense batches.
+
+    Parameters
+    ----------
+    expression
+        The chosen genes of a table; those that it lacks are hidden throughout.
     target_sum
         Depth every row is brought to before the logarithm.
     centre
@@ -76,28 +136,12 @@ class Rows:
     """
 
     def __init__(
-        self,
-        table: AnnData,
-        genes: Sequence[str],
-        *,
-        layer: str | None,
-        library_key: str,
-        target_sum: float,
-        centre: bool,
-        mean: np.ndarray | None = None,
+        self, expression: Expression, *, target_sum: float, centre: bool, mean: np.ndarray | None = None
     ) -> None:
-        at = table.var_names.get_indexer(list(genes))
-        self.present = at >= 0
-        all_counts = raw_counts(table, layer)[0]
-        depth = np.asarray(all_counts.sum(axis=1, dtype=np.float64)).ravel()
-        self.usable = depth > 0
-        self.counts = spread_columns(all_counts[:, at[self.present]], self.present)
-        scale = np.repeat(target_sum / np.maximum(depth, 1e-12), np.diff(self.counts.indptr))
-        self.log = self.counts.copy()
-        self.log.data = np.log1p(self.log.data * scale).astype(np.float32)
-        self.depth = torch.from_numpy(np.maximum(depth, 1).astype(np.float32))[:, None]
-        self.rows_of = sections(table, library_key)
-        self.section_number = np.zeros(table.n_obs, dtype=np.int64)
+        self.present, self.usable, self.rows_of = expression.present, expression.usable, expression.rows_of
+        self.counts, self.log = expression.counts, expression.log(target_sum)
+        self.depth = torch.from_numpy(np.maximum(expression.depth, 1).astype(np.float32))[:, None]
+        self.section_number = np.zeros(len(self.usable), dtype=np.int64)
         for i, rows in enumerate(self.rows_of.values()):
             self.section_number[rows] = i
         self.mean = self._mean_of(np.flatnonzero(self.usable)) if mean is None else mean

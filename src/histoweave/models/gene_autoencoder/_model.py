@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from histoweave import _keys
 from histoweave._device import resolve_device, resolve_precision
 from histoweave._random import child_seeds, torch_seed
-from histoweave._resolve import get_table
 from histoweave._validate import require_choice, require_number
-from histoweave.models._base import Arrays, prefixed, require_fitted, subset
+from histoweave.models._base import Arrays, prefixed, subset
 from histoweave.models.gene_autoencoder._apply import Applied
-from histoweave.models.gene_autoencoder._data import (
-    LOADINGS,
-    Rows,
-    canonical_order,
-    variable_genes,
-)
+from histoweave.models.gene_autoencoder._data import LOADINGS, Expression, Rows
 from histoweave.models.gene_autoencoder._losses import LIKELIHOODS
 from histoweave.models.gene_autoencoder._masking import (
     MASKINGS,
@@ -32,21 +25,14 @@ from histoweave.models.gene_autoencoder._masking import (
     read_programmes,
 )
 from histoweave.models.gene_autoencoder._module import GeneNetwork
-from histoweave.pp._expression import raw_counts
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from spatialdata import SpatialData
 
 STEPS = 3000  # training steps by default, within the epochs below
 EPOCHS = (20, 300)
 GENES_PER_PROGRAMME = 40
 PROGRAMME_ROWS = 5000  # rows that programmes are learned from
-ARGUMENTS = (
-    "n_latent", "likelihood", "masking", "mask_rate", "programmes", "n_programmes", "widths", "dropout", "centre",
-    "n_top_genes", "target_sum", "min_share", "batch_size", "max_epochs", "learning_rate", "weight_decay",
-    "validation_fraction", "patience", "loading", "device", "precision", "random_state",
-)  # fmt: skip
 
 
 class GeneAutoencoder(Applied):
@@ -154,20 +140,6 @@ class GeneAutoencoder(Applied):
         require_choice(likelihood, LIKELIHOODS, argument="likelihood")
         require_choice(masking, MASKINGS, argument="masking")
         require_choice(loading, LOADINGS, argument="loading")
-        require_number(mask_rate, argument="mask_rate", above=0, below=1)
-        require_number(dropout, argument="dropout", at_least=0, below=1)
-        require_number(validation_fraction, argument="validation_fraction", at_least=0, below=0.9)
-        require_number(min_share, argument="min_share", above=0, at_most=1)
-        require_number(weight_decay, argument="weight_decay", at_least=0)
-        require_number(random_state, argument="random_state", at_least=0, integer=True)
-        for name, value in (("target_sum", target_sum), ("learning_rate", learning_rate)):
-            if value is not None or name != "target_sum":
-                require_number(value, argument=name, above=0)
-        whole = {"n_latent": n_latent, "n_top_genes": n_top_genes, "batch_size": batch_size}
-        whole |= {"n_programmes": n_programmes, "max_epochs": max_epochs, "patience": patience}
-        for name, value in whole.items():
-            if value is not None or name in ("n_latent", "n_top_genes", "batch_size"):
-                require_number(value, argument=name, at_least=1, integer=True)
         for width in widths:
             require_number(width, argument="widths", at_least=1, integer=True)
         if not len(widths):
@@ -176,61 +148,19 @@ class GeneAutoencoder(Applied):
         if masking == "random" and (programmes is not None or n_programmes is not None):
             msg = "Programmes are not used with `masking='random'`. Pass `masking='programme'` or 'mixed'."
             raise ValueError(msg)
-        self.n_latent, self.likelihood, self.masking, self.mask_rate = n_latent, likelihood, masking, mask_rate
-        self.programmes, self.n_programmes = programmes, n_programmes
-        self.widths, self.dropout, self.centre = [int(w) for w in widths], dropout, bool(centre)
-        self.n_top_genes, self.target_sum, self.min_share = n_top_genes, target_sum, min_share
-        self.batch_size, self.max_epochs, self.learning_rate = batch_size, max_epochs, learning_rate
-        self.weight_decay, self.validation_fraction, self.patience = weight_decay, validation_fraction, patience
-        self.loading, self.device, self.precision, self.random_state = loading, device, precision, random_state
-        self.genes: list[str] | None = None
+        widths, centre = [int(width) for width in widths], bool(centre)
+        if isinstance(programmes, Mapping):
+            programmes = {str(name): list(genes) for name, genes in programmes.items()}
+        self._set_arguments(locals())
 
-    def fit(
-        self,
-        data: AnnData | SpatialData,
-        *,
-        layer: str | None = None,
-        library_key: str = _keys.LIBRARY,
-        table_key: str = _keys.TABLE,
-    ) -> Self:
-        """Choose genes and learn to predict hidden ones from a table of raw counts, without labels.
-
-        Parameters
-        ----------
-        data
-            AnnData or SpatialData object.
-        layer
-            Layer of the raw counts. Default: ``layers["counts"]`` where it exists, else ``X``.
-        library_key
-            Column of ``obs`` that names the section.
-        table_key
-            Table of a SpatialData object.
-
-        Returns
-        -------
-        The fitted encoder.
-
-        Raises
-        ------
-        ValueError
-            The values are not raw counts, no gene varies, fewer than 2 rows have counts, or no programme has
-            genes of the table.
-        """
+    def _learn(self, expression: Expression, table: AnnData, labels_key: str) -> None:
         from histoweave.models.gene_autoencoder._training import train  # Lightning takes seconds to import
 
-        self.genes = None  # not fitted again until all is done
-        table = get_table(data, table_key)
-        table = table[canonical_order(table, library_key)]
-        counts = raw_counts(table, layer)[0]
-        genes = variable_genes(table, counts, self.n_top_genes, library_key)
-        depth = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
-        if (depth > 0).sum() < 2:
-            msg = f"At least 2 rows with counts are needed, found {(depth > 0).sum()} of {table.n_obs}."
-            raise ValueError(msg)
-        self._target = float(self.target_sum or np.median(depth[depth > 0]))
+        self._target = float(self.target_sum or expression.median_depth())
         device = resolve_device(self.device)
-        rows = Rows(table, genes, layer=layer, library_key=library_key, target_sum=self._target, centre=self.centre)
+        rows = Rows(expression, target_sum=self._target, centre=self.centre)
         rows.to(device, loading=self.loading, counts=self.likelihood != "mse")
+        genes = expression.genes
         init_seed, train_seed, programme_seed = child_seeds(self.random_state, 3)
         self.programmes_used = self._choose_programmes(rows, genes, programme_seed)
         masker = Masker(
@@ -253,9 +183,7 @@ class GeneAutoencoder(Applied):
             seed=train_seed,
         )  # fmt: skip
         self.history = pd.DataFrame(epochs)
-        self.sections_seen, self._mean, self._net = list(rows.rows_of), rows.mean, network.requires_grad_(False)
-        self.genes = genes
-        return self
+        self._mean, self._net = rows.mean, network.requires_grad_(False)
 
     def _network(self, n_genes: int, n_sections: int) -> GeneNetwork:
         return GeneNetwork(
@@ -274,51 +202,16 @@ class GeneAutoencoder(Applied):
         values = rows.log_batch(torch.from_numpy(usable).to(rows.device)).cpu().numpy()
         return learn_programmes(values, genes, self.n_programmes or max(2, len(genes) // GENES_PER_PROGRAMME), seed)
 
-    def fit_embed(
-        self,
-        data: AnnData | SpatialData,
-        *,
-        layer: str | None = None,
-        library_key: str = _keys.LIBRARY,
-        table_key: str = _keys.TABLE,
-    ) -> np.ndarray:
-        """Fit and return the embedding of the same table.
-
-        Parameters
-        ----------
-        data, layer, library_key, table_key
-            As for :meth:`fit`.
-
-        Returns
-        -------
-        The embedding ``(n_obs, n_latent)`` float32; rows without counts are NaN.
-        """
-        keys = {"layer": layer, "library_key": library_key, "table_key": table_key}
-        return self.fit(data, **keys).embed(data, **keys)
-
-    def _state(self) -> tuple[dict[str, Any], Arrays]:
-        require_fitted(self, "genes")
-        config = {name: getattr(self, name) for name in ARGUMENTS}
-        if isinstance(self.programmes, Mapping):
-            config["programmes"] = {str(k): list(v) for k, v in self.programmes.items()}
-        config |= {"genes": self.genes, "sections_seen": self.sections_seen, "programmes_used": self.programmes_used}
-        config["target"] = self._target
-        config["history"] = self.history.to_dict("records")
+    def _arrays(self) -> tuple[dict[str, Any], Arrays]:
         weights = {name: value.cpu().numpy() for name, value in self._net.state_dict().items()}
-        return config, {"mean": self._mean} | prefixed("network", weights)
+        learned = {"programmes_used": self.programmes_used, "target": self._target}
+        return learned, {"mean": self._mean} | prefixed("network", weights)
 
-    @classmethod
-    def _from_state(cls, config: dict[str, Any], arrays: Arrays) -> Self:
-        model = cls(**{name: config[name] for name in ARGUMENTS})
-        for name in ("sections_seen", "programmes_used"):
-            setattr(model, name, config[name])
-        model._target = config["target"]
-        model.history, model._mean = pd.DataFrame(config["history"]), arrays["mean"]
-        model._net = model._network(len(config["genes"]), len(model.sections_seen))
-        model._net.load_state_dict({k: torch.from_numpy(v) for k, v in subset("network", arrays).items()})
-        model._net.requires_grad_(False).eval()
-        model.genes = config["genes"]
-        return model
+    def _restore(self, config: dict[str, Any], arrays: Arrays) -> None:
+        self.programmes_used, self._target, self._mean = config["programmes_used"], config["target"], arrays["mean"]
+        self._net = self._network(len(self.genes), len(self.sections_seen))
+        self._net.load_state_dict({k: torch.from_numpy(v) for k, v in subset("network", arrays).items()})
+        self._net.requires_grad_(False).eval()
 
     def _card(self) -> list[str]:
         last = self.history.iloc[-1]

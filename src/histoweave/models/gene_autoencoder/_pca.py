@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.sparse as sp
-from anndata import AnnData
 
-from histoweave import _keys
-from histoweave._resolve import get_table, sections
-from histoweave._validate import require_number, warn
-from histoweave.models._base import Arrays, Model, prefixed, require_fitted, subset
+from histoweave.models._base import Arrays, prefixed, subset
 from histoweave.models._pca import LinearMap
 from histoweave.models._sections import SectionScaler
-from histoweave.pp._expression import expression, normalise_log, raw_counts
+from histoweave.models.gene_autoencoder._base import GeneEncoder
+from histoweave.models.gene_autoencoder._data import Expression
 
 if TYPE_CHECKING:
-    from spatialdata import SpatialData
+    from anndata import AnnData
 
 
-class GenePCA(Model):
+class GenePCA(GeneEncoder):
     """Embed counts by principal components of log-normalised variable genes, centred within each section.
 
     Parameters
@@ -41,6 +37,8 @@ class GenePCA(Model):
     ----------
     genes
         Names of the genes used.
+    sections_seen
+        Sections whose counts were seen in ``fit``.
 
     Notes
     -----
@@ -56,6 +54,8 @@ class GenePCA(Model):
     (400, 10)
     """
 
+    _without = "; the embedding is estimated from the others."
+
     def __init__(
         self,
         n_components: int = 50,
@@ -65,175 +65,34 @@ class GenePCA(Model):
         min_share: float = 0.3,
         random_state: int = 0,
     ) -> None:
-        require_number(n_components, argument="n_components", at_least=1, integer=True)
-        require_number(n_top_genes, argument="n_top_genes", at_least=2, integer=True)
-        if target_sum is not None:
-            require_number(target_sum, argument="target_sum", above=0)
-        require_number(min_share, argument="min_share", above=0, at_most=1)
-        require_number(random_state, argument="random_state", at_least=0, integer=True)
-        self.n_components, self.n_top_genes = int(n_components), int(n_top_genes)
-        self.target_sum, self.min_share = target_sum, float(min_share)
-        self.random_state = int(random_state)
-        self.genes: list[str] | None = None
+        self._set_arguments(locals())
 
-    def fit(
-        self,
-        data: AnnData | SpatialData,
-        *,
-        layer: str | None = None,
-        library_key: str = _keys.LIBRARY,
-        table_key: str = _keys.TABLE,
-    ) -> Self:
-        """Choose genes and learn components from a table of raw counts.
-
-        Parameters
-        ----------
-        data
-            AnnData or SpatialData object.
-        layer
-            Layer of the raw counts. Default: ``layers["counts"]`` where it exists, else ``X``.
-        library_key
-            Column of ``obs`` that names the section.
-        table_key
-            Table of a SpatialData object.
-
-        Returns
-        -------
-        The fitted encoder.
-
-        Raises
-        ------
-        ValueError
-            The values are not raw counts, or no gene varies.
-        """
-        self.fit_embed(data, layer=layer, library_key=library_key, table_key=table_key)
-        return self
-
-    def fit_embed(
-        self,
-        data: AnnData | SpatialData,
-        *,
-        layer: str | None = None,
-        library_key: str = _keys.LIBRARY,
-        table_key: str = _keys.TABLE,
-    ) -> np.ndarray:
-        """Fit and return the embedding of the same table, normalising its counts once.
-
-        Parameters
-        ----------
-        data, layer, library_key, table_key
-            As for :meth:`fit`.
-
-        Returns
-        -------
-        The embedding ``(n_obs, n_components)`` float32; rows without counts are NaN.
-        """
-        table = get_table(data, table_key)
-        counts, _ = raw_counts(table, layer)
-        rows_of = sections(table, library_key)
-        depth = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
-        if (depth > 0).sum() < 2:
-            msg = f"At least 2 rows with counts are needed, found {(depth > 0).sum()} of {table.n_obs}."
-            raise ValueError(msg)
-        self._target = float(self.target_sum or np.median(depth[depth > 0]))
-        if "highly_variable" in table.var:
-            chosen = table.var["highly_variable"].to_numpy(dtype=bool)
-        else:
-            obs = table.obs[[library_key]] if library_key in table.obs else None
-            bare = AnnData(counts, obs=obs, var=table.var[[]])
-            expression(bare, n_top_genes=self.n_top_genes, library_key=library_key)
-            chosen = bare.var["highly_variable"].to_numpy(dtype=bool)
-        self.genes = table.var_names[chosen].astype(str).tolist()
-        values = self._log(counts, np.flatnonzero(chosen))
+    def _learn(self, expression: Expression, table: AnnData, labels_key: str) -> None:
+        self._target = float(self.target_sum or expression.median_depth())
+        values = self._log(expression)
         self._scaler = SectionScaler(scale=False).fit(values)
-        centred = self._scaler.transform(values, rows_of)
+        centred = self._scaler.transform(values, expression.rows_of)
         self._map = LinearMap.principal(centred, self.n_components, self.random_state)
-        self.sections_seen = list(rows_of)
-        return self._map.apply(centred)
 
-    def overlap(self, data: AnnData | SpatialData, *, table_key: str = _keys.TABLE) -> float:
-        """Return the share of the model's genes that a table has.
+    def _embed(self, expression: Expression) -> np.ndarray:
+        centred = self._scaler.transform(self._log(expression), expression.rows_of)
+        return self._map.apply(centred, expression.present)
 
-        Parameters
-        ----------
-        data, table_key
-            As for :meth:`fit`.
-        """
-        require_fitted(self, "genes")
-        return float(np.isin(self.genes, get_table(data, table_key).var_names).mean())
-
-    def embed(
-        self,
-        data: AnnData | SpatialData,
-        *,
-        layer: str | None = None,
-        library_key: str = _keys.LIBRARY,
-        table_key: str = _keys.TABLE,
-    ) -> np.ndarray:
-        """Return the embedding ``(n_obs, n_components)`` float32; rows without counts are NaN.
-
-        Parameters
-        ----------
-        data, layer, library_key, table_key
-            As for :meth:`fit`.
-
-        Raises
-        ------
-        ValueError
-            The table has less than ``min_share`` of the genes, or its values are not raw counts.
-        """
-        share = self.overlap(data, table_key=table_key)
-        table = get_table(data, table_key)
-        counts, _ = raw_counts(table, layer)
-        at = table.var_names.get_indexer(self.genes)
-        present = at >= 0
-        if share < self.min_share:
-            msg = (
-                f"The table has {present.sum()} of the model's {len(self.genes)} genes ({share:.0%}, at least "
-                f"{self.min_share:.0%} are needed). Model: {self.genes[:3]}...; table: "
-                f"{table.var_names[:3].tolist()}... Are gene names of the same kind?"
-            )
-            raise ValueError(msg)
-        if share < 1:
-            warn(
-                f"{(~present).sum()} of the model's {len(self.genes)} genes are not in the table; the embedding is "
-                "estimated from the others."
-            )
-        values = np.zeros((table.n_obs, len(self.genes)), dtype=np.float32)
-        values[:, present] = self._log(counts, at[present])
-        centred = self._scaler.transform(values, sections(table, library_key))
-        return self._map.apply(centred, present)
-
-    def _log(self, counts: sp.csr_matrix, columns: np.ndarray) -> np.ndarray:
-        """Dense log-normalised values of some genes, NaN for rows without counts; depth is over all genes."""
-        values = normalise_log(counts, self._target)[:, columns].toarray()
-        values[np.diff(counts.indptr) == 0] = np.nan
+    def _log(self, expression: Expression) -> np.ndarray:
+        """Dense log-normalised values, NaN for rows without counts."""
+        values = expression.log(self._target).toarray()
+        values[~expression.usable] = np.nan
         return values
 
-    def _state(self) -> tuple[dict[str, Any], Arrays]:
-        require_fitted(self, "genes")
-        names = (
-            "n_components",
-            "n_top_genes",
-            "target_sum",
-            "min_share",
-            "random_state",
-            "genes",
-            "sections_seen",
-        )
+    def _arrays(self) -> tuple[dict[str, Any], Arrays]:
         arrays = {"scaler.mean": self._scaler.mean, "scaler.sd": self._scaler.sd, "target": np.array([self._target])}
-        return {name: getattr(self, name) for name in names}, arrays | prefixed("map", self._map.arrays())
+        return {}, arrays | prefixed("map", self._map.arrays())
 
-    @classmethod
-    def _from_state(cls, config: dict[str, Any], arrays: Arrays) -> Self:
-        names = ("n_components", "n_top_genes", "target_sum", "min_share", "random_state")
-        model = cls(**{name: config[name] for name in names})
-        model.genes, model.sections_seen = config["genes"], config["sections_seen"]
-        model._scaler = SectionScaler(scale=False)
-        model._scaler.mean, model._scaler.sd = arrays["scaler.mean"], arrays["scaler.sd"]
-        model._target = float(arrays["target"][0])
-        model._map = LinearMap.from_arrays(subset("map", arrays))
-        return model
+    def _restore(self, config: dict[str, Any], arrays: Arrays) -> None:
+        self._scaler = SectionScaler(scale=False)
+        self._scaler.mean, self._scaler.sd = arrays["scaler.mean"], arrays["scaler.sd"]
+        self._target = float(arrays["target"][0])
+        self._map = LinearMap.from_arrays(subset("map", arrays))
 
     def _card(self) -> list[str]:
         return [

@@ -6,33 +6,24 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
 
-from histoweave import _keys
 from histoweave._device import resolve_device
 from histoweave._random import child_seeds, torch_seed
-from histoweave._resolve import get_table, section_column, sections
 from histoweave._settings import settings
-from histoweave._validate import require_choice, require_labels, require_number, warn
-from histoweave.models._base import Arrays, Model, prefixed, require_fitted, subset
-from histoweave.models.gene_autoencoder._data import spread_columns, variable_genes
-from histoweave.pp._expression import raw_counts
-
-if TYPE_CHECKING:
-    from spatialdata import SpatialData
+from histoweave._validate import require_choice, require_labels
+from histoweave.models._base import Arrays, prefixed, subset
+from histoweave.models.gene_autoencoder._base import GeneEncoder
+from histoweave.models.gene_autoencoder._data import Expression
 
 METHODS = ("scvi", "scanvi")
 SEED_VARIABLE = "PL_GLOBAL_SEED"  # Lightning leaves the seed there for its workers
 SCANVI_EPOCHS = 20  # after scVI's, as scvi-tools' own default does for large tables
-ARGUMENTS = (
-    "method", "n_latent", "n_top_genes", "likelihood", "n_hidden", "n_layers", "batch_size", "max_epochs", "min_share",
-    "device", "random_state",
-)  # fmt: skip
 
 
 def require_scvi() -> Any:
@@ -61,7 +52,7 @@ def _scvi_seed(scvi: Any, random_state: int) -> Iterator[None]:
                 os.environ[SEED_VARIABLE] = kept
 
 
-class ScviEncoder(Model):
+class ScviEncoder(GeneEncoder):
     """Embed counts by scVI, or by scANVI where some rows are labelled, trained by scvi-tools.
 
     Parameters
@@ -109,6 +100,8 @@ class ScviEncoder(Model):
     >>> model = hw.models.ScviEncoder(n_latent=10).fit(adata)  # doctest: +SKIP
     """
 
+    _without = " and taken to be 0, which changes the embedding; `method='masked'` can leave genes out."
+
     def __init__(
         self,
         method: str = "scvi",
@@ -126,72 +119,20 @@ class ScviEncoder(Model):
     ) -> None:
         require_choice(method, METHODS, argument="method")
         require_choice(likelihood, ("zinb", "nb", "poisson"), argument="likelihood")
-        whole = {"n_latent": n_latent, "n_top_genes": n_top_genes, "n_hidden": n_hidden, "n_layers": n_layers}
-        for name, value in (whole | {"batch_size": batch_size, "max_epochs": max_epochs or 1}).items():
-            require_number(value, argument=name, at_least=1, integer=True)
-        require_number(min_share, argument="min_share", above=0, at_most=1)
-        require_number(random_state, argument="random_state", at_least=0, integer=True)
-        self.method, self.n_latent, self.n_top_genes, self.likelihood = method, n_latent, n_top_genes, likelihood
-        self.n_hidden, self.n_layers, self.batch_size, self.max_epochs = n_hidden, n_layers, batch_size, max_epochs
-        self.min_share, self.device, self.random_state = min_share, device, random_state
-        self.genes: list[str] | None = None
+        self._set_arguments(locals())
 
-    def fit(
-        self,
-        data: AnnData | SpatialData,
-        *,
-        labels_key: str = _keys.REGION,
-        layer: str | None = None,
-        library_key: str = _keys.LIBRARY,
-        table_key: str = _keys.TABLE,
-    ) -> Self:
-        """Choose genes and train on a table of raw counts.
-
-        Parameters
-        ----------
-        data
-            AnnData or SpatialData object.
-        labels_key
-            Labels in ``obs`` for ``method="scanvi"``, missing for unlabelled rows.
-        layer
-            Layer of the raw counts. Default: ``layers["counts"]`` where it exists, else ``X``.
-        library_key
-            Column of ``obs`` that names the section.
-        table_key
-            Table of a SpatialData object.
-
-        Returns
-        -------
-        The fitted encoder.
-
-        Raises
-        ------
-        ImportError
-            scvi-tools is not installed.
-        ValueError
-            The values are not raw counts, or no gene varies.
-        KeyError
-            ``method="scanvi"`` and there is no column of labels.
-        """
-        self.genes = None
-        table = get_table(data, table_key)
+    def _learn(self, expression: Expression, table: AnnData, labels_key: str) -> None:
         labels = require_labels(table, labels_key) if self.method == "scanvi" else None
-        counts = raw_counts(table, layer)[0]
-        genes = variable_genes(table, counts, self.n_top_genes, library_key)
-        chosen = counts[:, table.var_names.get_indexer(genes)]
-        rows = np.flatnonzero(np.diff(chosen.indptr) > 0)
+        rows = np.flatnonzero(np.diff(expression.counts.indptr) > 0)
         if len(rows) < 2:
             msg = f"At least 2 rows with counts of the chosen genes are needed, found {len(rows)} of {table.n_obs}."
             raise ValueError(msg)
-        obs = pd.DataFrame({"section": section_column(table, library_key)[rows]}, index=table.obs_names[rows])
+        at = expression.rows[rows]
+        obs = pd.DataFrame({"section": expression.section[rows]}, index=table.obs_names[at])
         if labels is not None:
-            obs["label"] = labels.iloc[rows].fillna("").to_numpy()
-        light = AnnData(chosen[rows].astype(np.float32), obs=obs, var=pd.DataFrame(index=genes))
-        module, self.history = self._train(light)
+            obs["label"] = labels.iloc[at].fillna("").to_numpy()
+        module, self.history = self._train(AnnData(expression.counts[rows], obs=obs))
         self._net = module.z_encoder.cpu().eval().requires_grad_(False)
-        self.sections_seen = list(sections(table, library_key))
-        self.genes = genes
-        return self
 
     def _train(self, light: AnnData) -> tuple[Any, pd.DataFrame]:
         scvi = require_scvi()
@@ -215,104 +156,27 @@ class ScviEncoder(Model):
         loss = model.history["elbo_train"].iloc[:, 0].astype(float).to_numpy()
         return model.module, pd.DataFrame({"epoch": np.arange(1, len(loss) + 1), "train_loss": loss})
 
-    def fit_embed(
-        self,
-        data: AnnData | SpatialData,
-        *,
-        labels_key: str = _keys.REGION,
-        layer: str | None = None,
-        library_key: str = _keys.LIBRARY,
-        table_key: str = _keys.TABLE,
-    ) -> np.ndarray:
-        """Fit and return the embedding of the same table.
-
-        Parameters
-        ----------
-        data, labels_key, layer, library_key, table_key
-            As for :meth:`fit`.
-
-        Returns
-        -------
-        The embedding ``(n_obs, n_latent)`` float32; rows without counts are NaN.
-        """
-        keys = {"layer": layer, "library_key": library_key, "table_key": table_key}
-        return self.fit(data, labels_key=labels_key, **keys).embed(data, **keys)
-
-    def overlap(self, data: AnnData | SpatialData, *, table_key: str = _keys.TABLE) -> float:
-        """Return the share of the model's genes that a table has.
-
-        Parameters
-        ----------
-        data, table_key
-            As for :meth:`fit`.
-        """
-        require_fitted(self, "genes")
-        return float(np.isin(self.genes, get_table(data, table_key).var_names).mean())
-
-    def embed(
-        self,
-        data: AnnData | SpatialData,
-        *,
-        layer: str | None = None,
-        library_key: str = _keys.LIBRARY,
-        table_key: str = _keys.TABLE,
-    ) -> np.ndarray:
-        """Return the posterior means ``(n_obs, n_latent)`` float32; rows without counts are NaN.
-
-        Parameters
-        ----------
-        data, layer, library_key, table_key
-            As for :meth:`fit`.
-
-        Raises
-        ------
-        ValueError
-            The table has less than ``min_share`` of the genes, or its values are not raw counts.
-        """
-        share = self.overlap(data, table_key=table_key)
-        table = get_table(data, table_key)
-        if share < self.min_share:
-            msg = (
-                f"The table has {share:.0%} of the model's {len(self.genes)} genes, at least {self.min_share:.0%} are "
-                f"needed. Model: {self.genes[:3]}...; table: {table.var_names[:3].tolist()}..."
-            )
-            raise ValueError(msg)
-        at = table.var_names.get_indexer(self.genes)
-        present = at >= 0
-        if not present.all():
-            warn(
-                f"{(~present).sum()} of the model's {len(self.genes)} genes are not in the table and taken to be 0, "
-                "which changes the embedding; `method='masked'` can leave genes out."
-            )
-        counts = spread_columns(raw_counts(table, layer)[0][:, at[present]], present)
-        out = np.full((table.n_obs, self.n_latent), np.nan, dtype=np.float32)
-        usable = np.flatnonzero(np.diff(counts.indptr) > 0)
+    def _embed(self, expression: Expression) -> np.ndarray:
+        out = np.full((len(expression.rows), self.n_latent), np.nan, dtype=np.float32)
+        usable = np.flatnonzero(np.diff(expression.counts.indptr) > 0)
         for start in range(0, len(usable), 2048):
             part = usable[start : start + 2048]
-            hidden = self._net.encoder(torch.log1p(torch.from_numpy(counts[part].toarray())))
+            hidden = self._net.encoder(torch.log1p(torch.from_numpy(expression.counts[part].toarray())))
             out[part] = self._net.mean_encoder(hidden).numpy()
         return out
 
-    def _state(self) -> tuple[dict[str, Any], Arrays]:
-        require_fitted(self, "genes")
-        config = {name: getattr(self, name) for name in (*ARGUMENTS, "genes", "sections_seen")}
-        config["history"] = self.history.to_dict("records")
-        return config, prefixed("encoder", {k: v.numpy() for k, v in self._net.state_dict().items()})
+    def _arrays(self) -> tuple[dict[str, Any], Arrays]:
+        return {}, prefixed("encoder", {k: v.numpy() for k, v in self._net.state_dict().items()})
 
-    @classmethod
-    def _from_state(cls, config: dict[str, Any], arrays: Arrays) -> Self:
+    def _restore(self, config: dict[str, Any], arrays: Arrays) -> None:
         require_scvi()
         from scvi.nn import Encoder
 
-        model = cls(**{name: config[name] for name in ARGUMENTS})
-        model._net = Encoder(
-            len(config["genes"]), model.n_latent, n_layers=model.n_layers, n_hidden=model.n_hidden, return_dist=True
+        self._net = Encoder(
+            len(self.genes), self.n_latent, n_layers=self.n_layers, n_hidden=self.n_hidden, return_dist=True
         )
-        model._net.load_state_dict({k: torch.from_numpy(v) for k, v in subset("encoder", arrays).items()})
-        model._net.eval().requires_grad_(False)
-        model.sections_seen, model.history = config["sections_seen"], pd.DataFrame(config["history"])
-        model.genes = config["genes"]
-        return model
+        self._net.load_state_dict({k: torch.from_numpy(v) for k, v in subset("encoder", arrays).items()})
+        self._net.eval().requires_grad_(False)
 
     def _card(self) -> list[str]:
         return [
