@@ -110,9 +110,9 @@ def read_programmes(
     ValueError
         A line has no genes, a name repeats, or no programme has enough known genes.
     """
-    named = dict(source) if isinstance(source, Mapping) else _read_gmt(Path(source))
+    named = named_programmes(source)
     known = set(genes)
-    kept = {str(name): [g for g in dict.fromkeys(members) if g in known] for name, members in named.items()}
+    kept = {name: [g for g in dict.fromkeys(members) if g in known] for name, members in named.items()}
     kept = {name: members for name, members in kept.items() if len(members) >= MIN_GENES}
     if not kept:
         first = next(iter(named.values()), [])
@@ -122,6 +122,17 @@ def read_programmes(
         )
         raise ValueError(msg)
     return kept
+
+
+def named_programmes(source: str | os.PathLike[str] | Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Return all programmes of a GMT file or a mapping as ``{name: genes}``."""
+    if isinstance(source, Mapping):
+        alone = [name for name, members in source.items() if isinstance(members, str)]
+        if alone:
+            msg = f"`programmes[{alone[0]!r}]` is one string; give a list of gene names."
+            raise TypeError(msg)
+        return {str(name): list(members) for name, members in source.items()}
+    return _read_gmt(Path(source))
 
 
 def _read_gmt(path: Path) -> dict[str, list[str]]:
