@@ -84,7 +84,7 @@ def test_an_interrupted_training_continues_to_the_same_bits(tissue, tmp_path, mo
 
 def test_a_checkpoint_of_another_training_is_refused(tissue, tmp_path, monkeypatch):
     checkpoint = tmp_path / "training.ckpt"
-    monkeypatch.setattr("histoweave.models.image_encoder._training.Path.unlink", lambda self, **_: None)
+    monkeypatch.setattr("pathlib.Path.unlink", lambda self, **_: None)
     encoder(max_epochs=1, checkpoint=checkpoint).fit(tissue)
     monkeypatch.undo()
     for change in ({"learning_rate": 0.5}, {"method": "vicreg"}, {"random_state": 3}):

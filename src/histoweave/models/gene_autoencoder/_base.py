@@ -24,6 +24,7 @@ BOUNDS = {
     name: {"at_least": 1, "integer": True}
     for name in (
         "n_components", "n_latent", "n_hidden", "n_layers", "n_programmes", "batch_size", "max_epochs", "patience",
+        "num_nodes",
     )
 } | {
     "n_top_genes": {"at_least": 2, "integer": True},

@@ -169,9 +169,11 @@ class Rows:
                 "training sections' mean instead of their own."
             )
 
-    def to(self, device: str, *, loading: str, counts: bool) -> Rows:
-        """Put the whole matrix dense on the device where it fits (``loading="auto"``), or as asked."""
-        self.device = device
+    def to(self, device: str, *, loading: str | None = None, counts: bool = False) -> Rows:
+        """Put the whole matrix dense on the device where it fits (``loading="auto"``), or as asked, or as before."""
+        if loading is None:
+            loading, counts = self._how
+        self.device, self._how = device, (loading, counts)
         self.depth = self.depth.to(device)
         self._section = torch.from_numpy(self.section_number).to(device)
         self._means = torch.from_numpy(self.means).to(device)

@@ -79,8 +79,15 @@ class GeneAutoencoder(Applied):
     loading
         ``"dense"``: the whole matrix on the device. ``"sparse"``: one dense batch at a time. ``"auto"``: dense
         where it fits.
+    checkpoint
+        File that the state of the training is kept in after every epoch, and from which an interrupted ``fit``
+        continues to the same weights. It is removed when the training is complete.
     device, precision
         As :data:`histoweave.settings`. Embeddings are always computed in float32.
+    devices, strategy, num_nodes
+        More than one device or machine, as for :class:`lightning.pytorch.Trainer`; they share every batch.
+        ``strategy="ddp"`` runs the script in every process; ``"ddp_spawn"`` and ``"ddp_fork"`` return the weights,
+        but no ``history``.
     random_state
         Seed.
 
@@ -133,8 +140,12 @@ class GeneAutoencoder(Applied):
         validation_fraction: float = 0.1,
         patience: int | None = 30,
         loading: str = "auto",
+        checkpoint: str | os.PathLike[str] | None = None,
         device: str = "auto",
         precision: str = "auto",
+        devices: int = 1,
+        strategy: str = "auto",
+        num_nodes: int = 1,
         random_state: int = 0,
     ) -> None:
         require_choice(likelihood, LIKELIHOODS, argument="likelihood")
@@ -154,7 +165,7 @@ class GeneAutoencoder(Applied):
         self._set_arguments(locals())
 
     def _learn(self, expression: Expression, table: AnnData, labels_key: str) -> None:
-        from histoweave.models.gene_autoencoder._training import train  # Lightning takes seconds to import
+        from histoweave.models.gene_autoencoder._training import Training, train  # Lightning takes seconds to import
 
         self._target = float(self.target_sum or expression.median_depth())
         device = resolve_device(self.device)
@@ -171,17 +182,18 @@ class GeneAutoencoder(Applied):
             network = self._network(len(genes), len(rows.rows_of)).to(device)
         _start_at_mean(network, rows)
         n_steps = max(1, -(-int(rows.usable.sum()) // self.batch_size))
-        epochs = train(
-            network, masker, rows,
-            validation_fraction=self.validation_fraction,
-            batch_size=self.batch_size,
+        plan = Training(
             max_epochs=self.max_epochs or int(np.clip(STEPS // n_steps, *EPOCHS)),
+            batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             weight_decay=self.weight_decay,
+            validation_fraction=self.validation_fraction,
             patience=self.patience,
             precision=resolve_precision(self.precision, device),
             seed=train_seed,
-        )  # fmt: skip
+        )
+        machines = {"devices": self.devices, "strategy": self.strategy, "num_nodes": self.num_nodes}
+        epochs = train(network, masker, rows, plan, checkpoint=self.checkpoint, **machines)
         self.history = pd.DataFrame(epochs)
         self._mean, self._net = rows.mean, network.requires_grad_(False)
 
@@ -214,8 +226,8 @@ class GeneAutoencoder(Applied):
         self._net.requires_grad_(False).eval()
 
     def _card(self) -> list[str]:
-        last = self.history.iloc[-1]
-        scores = ", ".join(f"{name.replace('_', ' ')} {last[name]:.4g}" for name in self.history.columns[1:])
+        last = self.history.tail(1)
+        scores = ", ".join(f"{name.replace('_', ' ')} {last[name].item():.4g}" for name in self.history.columns[1:])
         return [
             f"- genes: {len(self.genes)}, embedding of {self.n_latent} dimensions",
             f"- trained to predict hidden genes ({self.masking}, {self.mask_rate:.0%}), likelihood {self.likelihood}",

@@ -136,7 +136,7 @@ class ScviEncoder(GeneEncoder):
 
     def _train(self, light: AnnData) -> tuple[Any, pd.DataFrame]:
         scvi = require_scvi()
-        from histoweave.models.gene_autoencoder._training import quiet
+        from histoweave.models._lightning import quiet
 
         kind, _, number = resolve_device(self.device).partition(":")
         options = {

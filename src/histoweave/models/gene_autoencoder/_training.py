@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import logging
+import hashlib
 import math
-import warnings
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
-import lightning
 import numpy as np
 import torch
 from torch import Tensor
 
 from histoweave._random import child_seeds, torch_generator, torch_seed
 from histoweave._settings import track
+from histoweave.models._lightning import Resumable, fit
 from histoweave.models.gene_autoencoder._data import Rows, balanced_order
 from histoweave.models.gene_autoencoder._masking import Masker
 from histoweave.models.gene_autoencoder._module import GeneNetwork
@@ -23,62 +24,82 @@ from histoweave.models.gene_autoencoder._module import GeneNetwork
 WARM_UP = 0.05  # share of the steps over which the learning rate rises
 
 
-class Batches:
-    """Row numbers of each batch of an epoch, in a new balanced order every time."""
-
-    def __init__(self, rows: np.ndarray, section: np.ndarray, batch_size: int, device: str, seed: int) -> None:
-        self._rows, self._section, self._size, self._device = torch.from_numpy(rows), section, batch_size, device
-        self._generator = torch_generator(seed)
-
-    def __len__(self) -> int:
-        return math.ceil(len(self._rows) / self._size)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        order = self._rows[balanced_order(self._section, self._generator)].to(self._device)
-        return iter(order.split(self._size))
-
-
-class MaskedTraining(lightning.LightningModule):
-    """One network, its masks and its data; losses of every epoch in ``epochs``.
+@dataclass(frozen=True)
+class Training:
+    """What a training is made of; with the counts it decides the weights.
 
     Parameters
     ----------
-    network
-        The network.
-    masker
-        Draws what is hidden.
-    rows
-        The matrix, on the device.
-    held_out
-        Rows that are not trained on but scored after every epoch, under masks that stay the same.
-    learning_rate, weight_decay
-        Of AdamW; the rate rises over the first steps and then falls to 0 along a cosine.
-    patience
-        Epochs without a better held-out loss after which training stops; ``None`` to go on.
+    max_epochs, batch_size, learning_rate, weight_decay, validation_fraction, patience
+        As for :class:`histoweave.models.GeneAutoencoder`.
+    precision
+        ``"float32"`` or ``"bfloat16"``.
     seed
-        Seed of the masks.
+        Seed of order, held-out rows, masks and dropout.
     """
 
-    def __init__(
-        self,
-        network: GeneNetwork,
-        masker: Masker,
-        rows: Rows,
-        held_out: np.ndarray,
-        *,
-        learning_rate: float,
-        weight_decay: float,
-        patience: int | None,
-        seed: int,
-    ) -> None:
+    max_epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    validation_fraction: float
+    patience: int | None
+    precision: str
+    seed: int
+
+
+class Batches:
+    """Row numbers of each batch of an epoch; several processes share every batch."""
+
+    def __init__(self, order: Tensor, batch_size: int, rank: int, world: int) -> None:
+        self._parts, self._rank, self._world = order.split(batch_size), rank, world
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for part in self._parts:
+            own = part[self._rank :: self._world]
+            yield own if len(own) else part[:1]  # every process must take every step
+
+
+class MaskedTraining(Resumable):
+    """One network, its masks and its data; losses of every epoch in ``history``.
+
+    Everything random in an epoch depends on the seed and the number of the epoch alone. The learning rate rises over
+    the first steps and then falls to 0 along a cosine. Held-out rows are scored after every epoch under masks that
+    stay the same; the best weights are kept.
+
+    Parameters
+    ----------
+    network, masker, rows
+        The network, what draws the masks, and the matrix; all on one device.
+    plan
+        How to train.
+    """
+
+    def __init__(self, network: GeneNetwork, masker: Masker, rows: Rows, plan: Training) -> None:
         super().__init__()
-        self.network, self._masker, self._data, self._patience = network, masker, rows, patience
-        self._learning_rate, self._weight_decay = learning_rate, weight_decay
-        self._held_out = torch.from_numpy(held_out).to(rows.device)
-        train_seed, self._held_out_seed = child_seeds(seed, 2)
-        self._generator = torch_generator(train_seed, rows.device)
-        self.epochs: list[dict[str, float]] = []
+        self.network, self._masker, self._data, self.plan = network, masker, rows, plan
+        self._order_seed, split_seed, self._mask_seed, self._dropout_seed, self._held_out_seed = child_seeds(
+            plan.seed, 5
+        )
+        usable = np.flatnonzero(rows.usable)
+        shuffled = np.random.default_rng(split_seed).permutation(usable)
+        n_held_out = round(plan.validation_fraction * len(usable))
+        self._held_out = torch.from_numpy(np.sort(shuffled[:n_held_out])).to(rows.device)
+        self._trained = np.sort(shuffled[n_held_out:])
+        self.history = []
         self._best, self._best_weights, self._since = math.inf, None, 0
+
+    def train_dataloader(self) -> Batches:
+        """Return the batches of the current epoch, in a new balanced order."""
+        generator = torch_generator(np.random.default_rng([self._order_seed, self.current_epoch]))
+        order = self._trained[balanced_order(self._data.section_number[self._trained], generator)]
+        return Batches(
+            torch.from_numpy(order).to(self._data.device), self.plan.batch_size, self.global_rank,
+            self.trainer.world_size,
+        )  # fmt: skip
 
     def _loss(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         x = self._data.log_batch(rows)
@@ -90,8 +111,7 @@ class MaskedTraining(lightning.LightningModule):
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Hide genes of a batch and predict them."""
         loss = self._loss(batch, self._generator)
-        self._sum += loss.detach() * len(batch)
-        self._n += len(batch)
+        self._sum += torch.stack([loss.detach() * len(batch), torch.tensor(float(len(batch)), device=loss.device)])
         return loss
 
     def transfer_batch_to_device(self, batch: Tensor, device: Any, dataloader_idx: int) -> Tensor:
@@ -101,9 +121,9 @@ class MaskedTraining(lightning.LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW with warm-up and cosine."""
         optimizer = torch.optim.AdamW(
-            self.parameters(), self._learning_rate, weight_decay=self._weight_decay, fused=True
+            self.parameters(), self.plan.learning_rate, weight_decay=self.plan.weight_decay, fused=True
         )
-        total = self.trainer.estimated_stepping_batches
+        total = self.plan.max_epochs * math.ceil(len(self._trained) / self.plan.batch_size)
         rise = max(1, round(WARM_UP * total))
 
         def factor(step: int) -> float:
@@ -114,22 +134,39 @@ class MaskedTraining(lightning.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_fit_start(self) -> None:
+        """Bring the matrix to the device of this process, where there are several."""
+        if self.trainer.world_size > 1:
+            self._data.to(str(self.device))
+            self._masker.to(str(self.device))
+            self._held_out = self._held_out.to(self.device)
+
     def on_train_start(self) -> None:
         """Open the progress bar."""
-        self._bar = iter(track(range(self.trainer.max_epochs), "genes", unit="epoch"))
+        self._bar = iter(track(range(self.current_epoch, self.plan.max_epochs), "genes", unit="epoch"))
 
     def on_train_epoch_start(self) -> None:
-        """Start the epoch's mean."""
+        """Start the epoch's masks, dropout and mean."""
         next(self._bar)
-        self._sum, self._n = torch.zeros((), device=self._data.device), 0
+        epoch = [self.current_epoch, self.global_rank]
+        self._generator = torch_generator(np.random.default_rng([self._mask_seed, *epoch]), self._data.device)
+        torch.manual_seed(child_seeds(np.random.default_rng([self._dropout_seed, *epoch]), 1)[0])
+        self._sum = torch.zeros(2, device=self._data.device)
 
     def on_train_epoch_end(self) -> None:
         """Score the held-out rows, keep the best weights, stop when they get no better."""
-        scores = {"epoch": len(self.epochs) + 1, "train_loss": float(self._sum / self._n)}
+        loss, n = self.trainer.strategy.reduce(self._sum, reduce_op="sum").tolist()
+        scores = {"epoch": len(self.history) + 1, "train_loss": loss / n}
+        if not math.isfinite(loss):
+            msg = (
+                f"The loss is not finite in epoch {scores['epoch']}. Lower `learning_rate` (now "
+                f"{self.plan.learning_rate:g}), or use `precision='float32'`."
+            )
+            raise FloatingPointError(msg)
         if len(self._held_out):
             scores["validation_loss"] = self._validate()
             self._remember(scores["validation_loss"])
-        self.epochs.append(scores)
+        self.history.append(scores)
 
     @torch.no_grad()
     def _validate(self) -> float:
@@ -146,7 +183,7 @@ class MaskedTraining(lightning.LightningModule):
             self._best_weights = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
             return
         self._since += 1
-        self.trainer.should_stop = self._patience is not None and self._since >= self._patience
+        self.trainer.should_stop = self.plan.patience is not None and self._since >= self.plan.patience
 
     def on_train_end(self) -> None:
         """Go back to the best weights."""
@@ -154,76 +191,66 @@ class MaskedTraining(lightning.LightningModule):
         if self._best_weights is not None:
             self.network.load_state_dict(self._best_weights)
 
+    @cached_property
+    def _fingerprint(self) -> str:
+        counts, digest = self._data.counts, hashlib.blake2b(digest_size=16)
+        for values in (counts.indptr, counts.indices, counts.data, self._data.section_number, self._data.means):
+            digest.update(np.ascontiguousarray(values))
+        return digest.hexdigest()
+
+    def identity(self) -> dict[str, Any]:
+        """Return what must be the same for a training to be continued."""
+        network = sum(p.numel() for p in self.parameters())
+        masks = f"{self._masker.strategy} {self._masker.rate}"
+        return {**asdict(self.plan), "parameters": network, "masking": masks, "counts": self._fingerprint}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the best weights so far."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["best"] = [self._best, self._best_weights, self._since]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Continue with the best weights so far."""
+        super().on_load_checkpoint(checkpoint)
+        self._best, self._best_weights, self._since = checkpoint["best"]
+
 
 def train(
     network: GeneNetwork,
     masker: Masker,
     rows: Rows,
+    plan: Training,
     *,
-    validation_fraction: float,
-    batch_size: int,
-    max_epochs: int,
-    learning_rate: float,
-    weight_decay: float,
-    patience: int | None,
-    precision: str,
-    seed: int,
+    checkpoint: str | os.PathLike[str] | None = None,
+    **machines: Any,
 ) -> list[dict[str, float]]:
     """Train the network in place and return the losses of every epoch.
 
     Parameters
     ----------
-    network, masker, rows
-        As for :class:`MaskedTraining`; all on one device.
-    validation_fraction
-        Share of the rows to hold out.
-    batch_size
-        Rows a step.
-    max_epochs
-        Epochs.
-    learning_rate, weight_decay, patience
+    network, masker, rows, plan
         As for :class:`MaskedTraining`.
-    precision
-        ``"float32"`` or ``"bfloat16"``.
-    seed
-        Seed of order, held-out rows, masks and dropout.
+    checkpoint, machines
+        As for :func:`histoweave.models._lightning.fit`.
+
+    Raises
+    ------
+    ValueError
+        The checkpoint is of another training.
+    FloatingPointError
+        The loss is not finite.
     """
-    order_seed, split_seed, mask_seed, dropout_seed = child_seeds(seed, 4)
-    usable = np.flatnonzero(rows.usable)
-    n_held_out = round(validation_fraction * len(usable))
-    shuffled = np.random.default_rng(split_seed).permutation(usable)
-    held_out, trained = np.sort(shuffled[:n_held_out]), np.sort(shuffled[n_held_out:])
-    module = MaskedTraining(
-        network, masker, rows, held_out, learning_rate=learning_rate, weight_decay=weight_decay, patience=patience,
-        seed=mask_seed,
-    )  # fmt: skip
-    batches = Batches(trained, rows.section_number[trained], batch_size, rows.device, order_seed)
-    kind, _, number = rows.device.partition(":")
-    with quiet(), torch_seed(dropout_seed):
-        trainer = lightning.Trainer(
-            accelerator="gpu" if kind == "cuda" else kind,
-            devices=[int(number)] if number else 1,
-            precision="bf16-mixed" if precision == "bfloat16" else "32-true",
-            max_epochs=max_epochs,
-            logger=False,
-            enable_checkpointing=False,
+    module = MaskedTraining(network, masker, rows, plan)
+    with torch_seed(plan.seed):
+        fit(
+            module,
+            device=rows.device,
+            precision=plan.precision,
+            max_epochs=plan.max_epochs,
+            checkpoint=checkpoint,
             enable_progress_bar=False,
-            enable_model_summary=False,
+            reload_dataloaders_every_n_epochs=1,
+            **machines,
         )
-        trainer.fit(module, batches)
     network.eval()
-    return module.epochs
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep Lightning's remarks on hardware and loaders to itself, and leave logging and filters as they were."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning")
-        logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
+    return module.history

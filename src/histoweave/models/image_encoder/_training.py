@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping
 
-from histoweave._files import atomic_path
 from histoweave._random import torch_generator, torch_seed
 from histoweave._settings import settings
 from histoweave.loaders import Augmentation, CropEpochs, augment, sample_parameters
 from histoweave.loaders._epochs import Epoch
+from histoweave.models._lightning import Resumable, fit
 from histoweave.models.image_encoder._backbone import Backbone
 from histoweave.models.image_encoder._pretexts import PRETEXTS
 
@@ -56,7 +50,7 @@ class Training:
     precision: str
 
 
-class Learner(LightningModule):
+class Learner(Resumable):
     """Backbone, pretext and data of one training."""
 
     def __init__(self, backbone: Backbone, crops: CropEpochs, training: Training) -> None:
@@ -65,7 +59,7 @@ class Learner(LightningModule):
         self.pretext = PRETEXTS[training.method](backbone, training.temperature)
         self.views = self.pretext.augmentations(training.augmentation)
         self.steps = len(crops) * training.max_epochs
-        self.history: list[dict[str, float]] = []
+        self.history = []
         self._losses: list[torch.Tensor] = []
 
     def train_dataloader(self) -> Epoch:
@@ -121,34 +115,6 @@ class Learner(LightningModule):
         layers = sum(p.numel() for p in self.parameters())
         return {**asdict(self.training_plan), "parameters": layers, "crops": self.crops.fingerprint}
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the history and what the training is made of."""
-        checkpoint["histoweave"] = {"identity": self.identity(), "history": self.history}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue the history of the same training."""
-        found, own = checkpoint.get("histoweave", {}).get("identity", {}), self.identity()
-        differing = [name for name in own if found.get(name) != own[name]]
-        if differing:
-            name = differing[0]
-            msg = (
-                f"The checkpoint is of another training: {', '.join(differing)} differ ({name}: {found.get(name)!r} "
-                f"there, {own[name]!r} here). Choose another `checkpoint`, or delete the file to start anew."
-            )
-            raise ValueError(msg)
-        self.history = list(checkpoint["histoweave"]["history"])
-
-
-class _SaveEveryEpoch(Checkpoint):
-    """Keep one file that is complete at any time, whenever the process dies."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        with atomic_path(self.path) as temporary:
-            trainer.save_checkpoint(temporary)
-
 
 def train(
     backbone: Backbone,
@@ -181,46 +147,20 @@ def train(
     FloatingPointError
         The loss is not finite.
     """
-    path = None if checkpoint is None else Path(checkpoint)
-    callbacks: list[Callback] = []
+    callbacks = []
     if training.patience is not None:
         callbacks.append(EarlyStopping("loss", patience=training.patience, check_on_train_epoch_end=True))
-    if path is not None:
-        callbacks.append(_SaveEveryEpoch(path))
-    kind, _, number = device.partition(":")
-    with _quiet(), torch_seed(training.random_state):
+    with torch_seed(training.random_state):
         learner = Learner(backbone.to(memory_format=torch.channels_last), crops, training)
-        trainer = Trainer(
-            accelerator={"cuda": "gpu"}.get(kind, kind),
-            devices=[int(number)] if number else 1,
-            precision="bf16-mixed" if training.precision == "bfloat16" else "32-true",
+        fit(
+            learner,
+            device=device,
+            precision=training.precision,
             max_epochs=training.max_epochs,
+            checkpoint=checkpoint,
             callbacks=callbacks,
-            logger=False,
-            enable_checkpointing=path is not None,
             enable_progress_bar=settings.progress,
-            enable_model_summary=False,
             reload_dataloaders_every_n_epochs=1,
         )
-        resumed = path if path is not None and path.exists() else None
-        trainer.fit(learner, ckpt_path=resumed, weights_only=True if resumed else None)
-    if trainer.interrupted:  # Lightning ends quietly on Ctrl-C
-        raise KeyboardInterrupt
-    if path is not None:
-        path.unlink()
     backbone.cpu().eval()
     return learner.history
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Lightning from announcing the hardware, and its use of torch's internals from warning the user."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*LeafSpec")
-            yield
-    finally:
-        logger.setLevel(level)
