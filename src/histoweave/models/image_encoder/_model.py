@@ -264,7 +264,6 @@ class ImageEncoder(Model):
         self.history = pd.DataFrame(train(network, epochs, training, device=device, checkpoint=self.checkpoint))
         self._network = network
 
-    @torch.inference_mode()
     def _describe(self, crops: Any, available: np.ndarray, key: str) -> np.ndarray:
         device = torch.device(resolve_device(self.device))
         describe = crop_statistics
@@ -274,7 +273,7 @@ class ImageEncoder(Model):
         out = None
         batches = crop_batches(crops, np.flatnonzero(available), batch_size=self.batch_size, description=f"embed {key}")
         for rows, batch in batches:
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=low):
+            with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=low):
                 values = describe(batch.to(device)).float().cpu().numpy()
             if out is None:
                 out = np.full((len(available), values.shape[1]), np.nan, dtype=np.float32)
@@ -312,7 +311,8 @@ class ImageEncoder(Model):
         model.sections_seen = config["sections_seen"]
         model._scaler = SectionScaler()
         model._scaler.mean, model._scaler.sd = arrays["scaler.mean"], arrays["scaler.sd"]
-        model._map = LinearMap.from_arrays(subset("map", arrays)) if model.n_components is not None else None
+        reduced = subset("map", arrays)
+        model._map, model.n_components = LinearMap.from_arrays(reduced) if reduced else None, config["n_components"]
         if model.method != "statistics":
             model._network = Backbone(model.backbone, pretrained=False)
             state = {k: torch.from_numpy(v) for k, v in subset("network", arrays).items()}
