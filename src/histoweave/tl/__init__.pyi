@@ -1,4 +1,5 @@
 from ._cross_validate import cross_validate as cross_validate
+from ._domains import domains as domains
 from ._encoders import gene_encoder as gene_encoder
 from ._encoders import image_encoder as image_encoder
 from ._evaluate import evaluate as evaluate
