@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MODALITIES = ("image", "gene")
 ARGUMENTS = (
     "image", "genes", "fusion", "crop_um", "out_px", "n_rings", "coverage", "image_options", "gene_options",
-    "random_state",
+    "fusion_options", "random_state",
 )  # fmt: skip
 
 
@@ -57,6 +57,8 @@ class RegionClassifier(Model):
         Share of spots that should get an answer; the classifier abstains on the least confident rest.
     image_options, gene_options
         More arguments for the encoders, e.g. ``image_options={"backbone": "resnet18"}``.
+    fusion_options
+        More arguments for :class:`FusionClassifier`, e.g. ``fusion_options={"decision": "accuracy"}``.
     random_state
         Seed.
 
@@ -93,6 +95,7 @@ class RegionClassifier(Model):
         coverage: float = 0.9,
         image_options: Mapping[str, Any] | None = None,
         gene_options: Mapping[str, Any] | None = None,
+        fusion_options: Mapping[str, Any] | None = None,
         random_state: int = 0,
     ) -> None:
         require_choice(image, ("statistics", "pretrained", None), argument="image")
@@ -108,9 +111,10 @@ class RegionClassifier(Model):
         self.crop_um = dict(crop_um) if crop_um else None
         self.out_px, self.n_rings, self.coverage = int(out_px), int(n_rings), float(coverage)
         self.image_options, self.gene_options = dict(image_options or {}), dict(gene_options or {})
+        self.fusion_options = dict(fusion_options or {})
         self.random_state = random_state
         # wrong arguments are told now, not after the embedding
-        FusionClassifier(fusion, coverage=coverage, random_state=random_state)
+        self._new_fusion()
         if image is not None:
             ImageEncoder(**{"method": image} | self.image_options)
         ENCODERS[genes or "pca"](**self.gene_options)
@@ -200,11 +204,15 @@ class RegionClassifier(Model):
     def _fit_fusion(self, light: AnnData, features: Mapping[str, np.ndarray], labels: pd.Series) -> Self:
         """Fit the head on the labelled rows of already encoded sections."""
         groups, self.inner_groups = inner_groups(light.obs, light.obsm.get(_keys.SPATIAL), labels.notna().to_numpy())
-        self._fusion = FusionClassifier(self.fusion, coverage=self.coverage, random_state=self.random_state)
+        self._fusion = self._new_fusion()
         positions = reach_positions(light, n_rings=self.n_rings) if self.inner_groups == "block" else None
         self._fusion.fit(features, labels.to_numpy(), groups=groups, positions=positions)
         self.classes, self.history = self._fusion.classes, self._fusion.history
         return self
+
+    def _new_fusion(self) -> FusionClassifier:
+        options = {"coverage": self.coverage, "random_state": self.random_state}
+        return FusionClassifier(self.fusion, **options | self.fusion_options)
 
     def _features(self, light: AnnData) -> dict[str, np.ndarray]:
         """Embeddings with their neighbourhood, per modality that the table has; NaN rows lack it."""
@@ -277,11 +285,11 @@ class RegionClassifier(Model):
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Return ``(predictions, probabilities)`` from one pass through the encoders."""
         light, features = self._encode(data, modalities, **keys)
-        frame = self._fusion.predict(features).set_index(light.obs_names)
+        p, frame = self._fusion._predict(features)
+        frame = frame.set_index(light.obs_names)
         used = sorted(features)
         here = np.stack([~np.isnan(features[m]).any(axis=1) for m in used], axis=1)
         frame["modalities"] = ["+".join(np.asarray(used)[row]) for row in here]
-        p = self._fusion.predict_proba(features)
         return frame, pd.DataFrame(p, index=light.obs_names, columns=self.classes)
 
     def modality_weights(self) -> pd.Series:

@@ -188,17 +188,18 @@ class _Runner:
             warn(f"Fold {fold.name!r}: no training row has {listing(unseen)}; its test rows count as errors.")
         model, features = self._fitted(fold, train)
         for arm in self.arms:
-            p = self._expand(model, model._fusion.predict_proba(features, modalities=ARMS[arm]))
+            p, prediction = model._fusion._predict(features, ARMS[arm])
+            p = self._expand(model, p)
             if arm == self.arms[0]:
-                prediction = model._fusion.predict(features, modalities=ARMS[arm])
                 held_out.append((fold.test, prediction, p))
-            yield about | {"arm": arm, "kind": "model"} | self._scores(p, test)
+            yield about | {"arm": arm, "kind": "model"} | self._scores(p, test, prediction["predicted"].to_numpy())
         if null_seed is not None:
             found = predict_nulls(self.light, self.y, train, test, len(self.classes), null_seed)
             for name, values in found.items():
                 p = np.full((len(self.y), len(self.classes)), np.nan)
                 p[test] = values
-                yield about | {"arm": name, "kind": "null"} | self._scores(p, test)
+                guess = np.asarray(self.classes, dtype=object)[np.nan_to_num(p).argmax(axis=1)]
+                yield about | {"arm": name, "kind": "null"} | self._scores(p, test, guess)
 
     def _fitted(self, fold: Fold, train: np.ndarray) -> tuple[RegionClassifier, dict[str, np.ndarray]]:
         """Return a model fitted on the fold and the features of the rows to predict."""
@@ -233,10 +234,10 @@ class _Runner:
         out[:, [self.classes.index(c) for c in model.classes]] = p
         return out
 
-    def _scores(self, p: np.ndarray, test: np.ndarray) -> dict[str, Any]:
+    def _scores(self, p: np.ndarray, test: np.ndarray, guess: np.ndarray) -> dict[str, Any]:
         scored = test & ~np.isnan(p[:, 0])
         names = np.asarray(self.classes, dtype=object)
-        scores = classification(names[self.y[scored]], names[p[scored].argmax(axis=1)], p[scored], classes=self.classes)
+        scores = classification(names[self.y[scored]], guess[scored], p[scored], classes=self.classes)
         return scores | {"n_not_predicted": int((test & ~scored).sum())}
 
 

@@ -29,6 +29,8 @@ def fusion_classifier(
     labels_key: str = _keys.REGION,
     method: str = "stack",
     keys: Mapping[str, str] | None = None,
+    decision: str = "balanced",
+    calibration: str = "temperature",
     coverage: float = 0.9,
     key_added: str | None = None,
     random_state: int = 0,
@@ -49,6 +51,8 @@ def fusion_classifier(
     keys
         Modality to ``obsm`` key. Default: ``image`` and ``gene`` from ``X_image`` and ``X_gene``, or from their
         ``_context`` versions where :func:`histoweave.pp.spatial_context` made them; those that exist.
+    decision, calibration
+        See :class:`histoweave.models.FusionClassifier`.
     coverage
         Share of rows that should get an answer.
     key_added
@@ -67,7 +71,7 @@ def fusion_classifier(
     The fitted :class:`histoweave.models.FusionClassifier`. With ``key = key_added``, writes:
 
     - ``obs[f"{key}_predicted"]``, categorical; missing where a row has no embedding;
-    - ``obs[f"{key}_confidence"]``, the probability of the predicted region;
+    - ``obs[f"{key}_confidence"]``, the calibrated probability of the predicted region;
     - ``obs[f"{key}_abstain"]``, True where confidence is below the threshold;
     - ``obsm[f"{key}_probability"]``, a DataFrame with the regions as columns;
     - ``uns["histoweave"][f"{key}_predicted"]``.
@@ -100,13 +104,14 @@ def fusion_classifier(
     spots[_keys.LIBRARY] = section_column(table, library_key)
     xy = table.obsm.get(spatial_key)
     groups, kind = inner_groups(spots, None if xy is None else np.asarray(xy, dtype=float), labels.notna().to_numpy())
-    model = FusionClassifier(method, coverage=coverage, random_state=random_state)
+    options = {"decision": decision, "calibration": calibration, "coverage": coverage}
+    model = FusionClassifier(method, **options, random_state=random_state)
     positions = None
     if kind == "block":  # how far the embeddings reach is in the records of crops and neighbourhoods
         positions = reach_positions(table, n_rings=0, library_key=library_key, spatial_key=spatial_key)
     model.fit(features, labels.to_numpy(), groups=groups, positions=positions)
-    prediction = model.predict(features)
-    probability = pd.DataFrame(model.predict_proba(features), index=table.obs_names, columns=model.classes)
+    p, prediction = model._predict(features)
+    probability = pd.DataFrame(p, index=table.obs_names, columns=model.classes)
     seen = sorted({s for key in keys.values() for s in _sections_seen(table, key)} | set(spots[_keys.LIBRARY]))
     write_prediction(
         table,
@@ -114,7 +119,7 @@ def fusion_classifier(
         prediction,
         probability,
         "tl.fusion_classifier",
-        {"labels_key": labels_key, "method": method, "keys": keys, "coverage": coverage},
+        {"labels_key": labels_key, "method": method, "keys": keys} | options,
         random_state=random_state,
         sections_seen=seen,
         inner_groups=kind,

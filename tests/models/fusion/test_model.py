@@ -84,7 +84,8 @@ def test_probabilities_are_calibrated_and_abstention_pays(fitted):
     assert kept.mean() == pytest.approx(0.9, abs=0.05)
     assert right[kept].mean() > right.mean() + 0.01
     assert right[~kept].mean() < right[kept].mean() - 0.2
-    np.testing.assert_allclose(frame["confidence"], p.max(axis=1))
+    decided = pd.Index(fitted.classes).get_indexer(frame["predicted"])
+    np.testing.assert_array_equal(frame["confidence"], p[np.arange(len(p)), decided])
 
 
 def test_history_is_honest_out_of_fold(fitted):
@@ -251,6 +252,8 @@ def test_features_of_another_width(fitted):
         {"heads": ("svm",)},
         {"heads": ()},
         {"coverage": 0},
+        {"decision": "fair"},
+        {"calibration": "platt"},
         {"coverage": 1.5},
         {"n_inner": 1},
         {"random_state": -1},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from typing import Any, Self
 
 import numpy as np
@@ -11,16 +10,18 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from histoweave._random import child_seeds
-from histoweave._validate import label_name, listing, require_choice, require_matrix, require_number, warn
+from histoweave._validate import listing, require_choice, require_number
 from histoweave.models._base import Arrays, Model, markdown_table, prefixed, require_fitted, subset
-from histoweave.models.fusion._calibrate import Subset, fit_pools
+from histoweave.models.fusion._calibration import KINDS
+from histoweave.models.fusion._check import rows_to_predict, training_rows
+from histoweave.models.fusion._combination import DECISIONS, Combination, Subset, fit_combinations
 from histoweave.models.fusion._heads import HEADS
-from histoweave.models.fusion._inner import candidates, fit_head, inner_folds
-from histoweave.models.fusion._pool import LogPool
+from histoweave.models.fusion._inner import inner_folds
+from histoweave.models.fusion._members import ask_members, fit_members, members_of, modality_of
 
 METHODS = ("stack", "concat")
-ARGUMENTS = ("method", "heads", "coverage", "n_inner", "random_state")
-FITTED = ("classes", "modalities", "widths", "thresholds")
+ARGUMENTS = ("method", "heads", "decision", "calibration", "coverage", "n_inner", "random_state")
+FITTED = ("classes", "modalities", "widths")
 
 
 class FusionClassifier(Model):
@@ -37,11 +38,18 @@ class FusionClassifier(Model):
     heads
         Kinds of heads, ``"linear"`` (class-balanced logistic regression) and ``"forest"`` (extremely
         randomised trees); several are pooled.
+    decision
+        ``"balanced"``: the class that the evidence favours, as if all classes were equally common, which is what
+        macro-F1 and balanced accuracy ask for; rare regions are found. ``"accuracy"``: the most probable class,
+        which hides rare regions where the evidence is weak. Confidence means the same in both: the probability
+        that the decision is right in a section composed like the labelled rows.
+    calibration
+        ``"temperature"`` (few labels) or ``"isotonic"`` (hundreds of them); neither changes ``"balanced"`` decisions.
     coverage
         Share of rows that should get an answer; on the rest, the least confident, the classifier abstains.
         The threshold is the matching quantile of confidence out of fold.
     n_inner
-        Inner folds that choose regularisation, pool and threshold. Groups are never split.
+        Inner folds that choose regularisation, pool, calibration and threshold. Groups are never split.
     random_state
         Seed.
 
@@ -56,12 +64,17 @@ class FusionClassifier(Model):
     thresholds
         Confidence below which it abstains, per subset of modalities.
     history
-        Scores out of fold per subset of modalities: accuracy, macro-F1, log loss, ... (a DataFrame).
+        Scores out of fold per subset of modalities: accuracy, macro-F1, log loss, ..., and macro-F1 of either
+        decision (a DataFrame). Pool and calibration are fitted without the fold they are scored on.
 
     Notes
     -----
-    Heads are class-balanced; the pool's biases restore the class shares of the labelled rows, so probabilities
-    refer to a section with that composition.
+    Which class ranks first and how sure that is are learned apart. The ranking is a pool of class-balanced heads,
+    whose weights are fitted with every class of every group counted once: many spots of one patient are
+    one observation of how far a head can be trusted on the next patient. Few groups leave the weights near equal,
+    and they never vanish, so that weak evidence still makes a map. The calibration then restores the class
+    shares of the labelled rows, a group counting as ten rows at most: probabilities refer to a section with that
+    composition.
 
     Examples
     --------
@@ -79,6 +92,8 @@ class FusionClassifier(Model):
         method: str = "stack",
         *,
         heads: Sequence[str] = ("linear", "forest"),
+        decision: str = "balanced",
+        calibration: str = "temperature",
         coverage: float = 0.9,
         n_inner: int = 5,
         random_state: int = 0,
@@ -87,6 +102,8 @@ class FusionClassifier(Model):
         heads = (heads,) if isinstance(heads, str) else heads
         for head in heads:
             require_choice(head, tuple(HEADS), argument="heads")
+        require_choice(decision, DECISIONS, argument="decision")
+        require_choice(calibration, KINDS, argument="calibration")
         require_number(coverage, argument="coverage", above=0, at_most=1)
         require_number(n_inner, argument="n_inner", at_least=2, integer=True)
         require_number(random_state, argument="random_state", at_least=0, integer=True)
@@ -94,6 +111,7 @@ class FusionClassifier(Model):
             msg = f"`heads` is empty; name one or more of {listing(HEADS)}."
             raise ValueError(msg)
         self.method, self.heads, self.coverage = method, tuple(heads), float(coverage)
+        self.decision, self.calibration = decision, calibration
         self.n_inner, self.random_state = int(n_inner), int(random_state)
         self.classes: list[str] | None = None
 
@@ -129,72 +147,31 @@ class FusionClassifier(Model):
         ValueError
             Fewer than two classes, no features, or features that are partly NaN.
         """
-        labels = pd.Series(np.asarray(labels, dtype=object)).map(label_name, na_action="ignore")
-        labels = labels.where(labels.notna() & (labels != ""), None)
-        n = len(labels)
-        features = {str(k): require_matrix(v, n, name=f"features[{k!r}]") for k, v in features.items()}
-        if not features or any(mark in name for name in features for mark in "+:"):
-            msg = f"`features` must name one modality or more, without '+' and ':'; got {listing(features)}."
-            raise ValueError(msg)
-        names = sorted(labels.dropna().unique())
-        if len(names) < 2:
-            msg = f"At least 2 classes need labelled rows, found {listing(names)}."
-            raise ValueError(msg)
-        codes = pd.Categorical(labels, categories=names).codes.astype(int)
-        groups = np.arange(n) if groups is None else pd.factorize(np.asarray(groups))[0]
-        if len(groups) != n:
-            msg = f"`groups` has {len(groups)} entries for {n} labels; give one a row."
-            raise ValueError(msg)
-        if positions is not None:
-            positions = require_matrix(positions, n, name="positions")
+        features, codes, names, groups, positions = training_rows(features, labels, groups, positions)
         self.classes, self.modalities = None, sorted(features)  # not fitted again until all is done
         self.widths = {name: int(block.shape[1]) for name, block in features.items()}
+        fold_seed, seed = child_seeds(self.random_state, 2)
+        fold = np.full(len(codes), -1)
+        labelled = codes >= 0
+        fold[labelled] = inner_folds(codes[labelled], groups[labelled], self.n_inner, fold_seed)
         with threadpool_limits(1):  # fits this small only lose by threads, badly so on a busy machine
-            oof = self._fit_members(features, codes, groups, positions, len(names))
-            self._pools, self.thresholds, self.history = fit_pools(
-                oof, self.modalities, self._members_of, codes, names, self.coverage
+            options = {"kinds": self.heads, "joint": self.method == "concat", "random_state": seed}
+            self._members, out_of_fold = fit_members(features, codes, fold, positions, len(names), **options)
+            options = {name: getattr(self, name) for name in ("coverage", "decision", "calibration")}
+            self._combinations, self.history = fit_combinations(
+                out_of_fold, self.modalities, self._members_of, codes, groups, fold, names, **options
             )
         self.classes = names
         return self
 
-    def _blocks(self) -> list[Subset]:
-        """Return the feature blocks that heads are fitted on: each modality, or each combination of them."""
-        size = 1 if self.method == "stack" else len(self.modalities)
-        return [c for r in range(1, size + 1) for c in combinations(self.modalities, r)]
-
     def _members_of(self, chosen: Subset) -> list[str]:
         """Return the heads that a subset of modalities pools."""
-        own = [(m,) for m in chosen] if self.method == "stack" else [chosen]
-        return [f"{'+'.join(block)}:{kind}" for block in own for kind in self.heads]
+        return members_of(chosen, self.heads, joint=self.method == "concat")
 
-    def _fit_members(
-        self,
-        features: Mapping[str, np.ndarray],
-        codes: np.ndarray,
-        groups: np.ndarray,
-        positions: np.ndarray | None,
-        k: int,
-    ) -> dict[str, np.ndarray]:
-        """Fit every head on all its rows; return their probabilities out of fold."""
-        self._members, out_of_fold = {}, {}
-        fold_seed, *seeds = child_seeds(self.random_state, 1 + len(self._blocks()) * len(self.heads))
-        labelled = codes >= 0
-        fold = np.full(len(codes), -1)
-        fold[labelled] = inner_folds(codes[labelled], groups[labelled], self.n_inner, fold_seed)
-        for block in self._blocks():
-            X = np.concatenate([features[m] for m in block], axis=1)
-            rows = np.flatnonzero(labelled & ~np.isnan(X).any(axis=1))
-            if len(np.unique(codes[rows])) < 2:
-                warn(f"{'+'.join(block)} is left out: {len(rows)} labelled rows have it, not of two classes.")
-                continue
-            where = None if positions is None else positions[rows]
-            for kind, settings in candidates(self.heads):
-                head, p = fit_head(settings, X[rows], codes[rows], k, fold[rows], seeds.pop(), where)
-                name = f"{'+'.join(block)}:{kind}"
-                self._members[name] = head
-                out_of_fold[name] = np.full((len(codes), k), np.nan)
-                out_of_fold[name][rows] = p
-        return out_of_fold
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Confidence below which it abstains, per subset of modalities."""
+        return {"+".join(chosen): c.threshold for chosen, c in self._combinations.items()}
 
     def predict_proba(
         self, features: Mapping[str, np.ndarray], *, modalities: Sequence[str] | None = None
@@ -213,44 +190,30 @@ class FusionClassifier(Model):
         return self._predict(features, modalities)[0]
 
     def _predict(
-        self, features: Mapping[str, np.ndarray], modalities: Sequence[str] | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return probabilities and each row's abstention threshold, both NaN for rows without any modality."""
+        self, features: Mapping[str, np.ndarray], modalities: Sequence[str] | None = None
+    ) -> tuple[np.ndarray, pd.DataFrame]:
+        """Return calibrated probabilities, NaN for rows without any modality, and what `predict` does."""
         require_fitted(self, "classes")
-        fitted = {m for chosen in self._pools for m in chosen}
-        asked = set(features if modalities is None else modalities)
-        wanted = [m for m in self.modalities if m in asked & fitted & set(features)]
-        if not wanted:
-            msg = (
-                f"None of the modalities asked for ({listing(sorted(asked))}) is both among the features "
-                f"({listing(features)}) and fitted ({listing(sorted(fitted))})."
-            )
-            raise ValueError(msg)
-        n = len(features[wanted[0]])
-        blocks = {m: require_matrix(features[m], n, name=f"features[{m!r}]") for m in wanted}
-        for m, block in blocks.items():
-            if block.shape[1] != self.widths[m]:
-                msg = f"features[{m!r}] has {block.shape[1]} columns, the classifier was fitted on {self.widths[m]}."
-                raise ValueError(msg)
-        present = np.stack([~np.isnan(blocks[m]).any(axis=1) for m in wanted], axis=1)
-        out = np.full((n, len(self.classes)), np.nan)
-        threshold = np.full(n, np.nan)
+        fitted = {m for chosen in self._combinations for m in chosen}
+        blocks = rows_to_predict(features, modalities, fitted, self.widths)
+        present = np.stack([~np.isnan(block).any(axis=1) for block in blocks.values()], axis=1)
+        p = np.full((len(present), len(self.classes)), np.nan)
+        answer = pd.DataFrame({"predicted": None, "confidence": np.nan, "abstain": True}, index=range(len(present)))
+        predicted, confidence, abstain = (answer[name].to_numpy().copy() for name in answer)
         for pattern in np.unique(present, axis=0):
-            here = {m for m, measured in zip(wanted, pattern, strict=True) if measured}
-            chosen = max((c for c in self._pools if here.issuperset(c)), key=len, default=())
+            here = {m for m, measured in zip(blocks, pattern, strict=True) if measured}
+            chosen = max((c for c in self._combinations if here.issuperset(c)), key=len, default=())
             if not chosen:
                 continue
             rows = np.flatnonzero((present == pattern).all(axis=1))
-            out[rows] = self._pools[chosen].combine(self._member_probabilities(chosen, blocks, rows))
-            threshold[rows] = self.thresholds["+".join(chosen)]
-        return out, threshold
-
-    def _member_probabilities(self, chosen: Subset, blocks: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
-        stack = []
-        for name in self._members_of(chosen):
-            block = name.split(":")[0].split("+")
-            stack.append(self._members[name].predict_proba(np.concatenate([blocks[m][rows] for m in block], axis=1)))
-        return np.stack(stack)
+            combination = self._combinations[chosen]
+            found = combination.apply(ask_members(self._members, self._members_of(chosen), blocks, rows))
+            decided = found[self.decision].argmax(axis=1)
+            p[rows] = found["accuracy"]
+            predicted[rows] = np.asarray(self.classes, dtype=object)[decided]
+            confidence[rows] = p[rows, decided]
+            abstain[rows] = ~(confidence[rows] >= combination.threshold)
+        return p, pd.DataFrame({"predicted": predicted, "confidence": confidence, "abstain": abstain})
 
     def predict(self, features: Mapping[str, np.ndarray], *, modalities: Sequence[str] | None = None) -> pd.DataFrame:
         """Return the class of every row, how sure, and whether to abstain.
@@ -262,29 +225,26 @@ class FusionClassifier(Model):
 
         Returns
         -------
-        A DataFrame with ``predicted`` (``None`` without any modality), ``confidence`` (the largest
-        probability) and ``abstain`` (confidence below the threshold, or no modality).
+        A DataFrame with ``predicted`` (``None`` without any modality), ``confidence`` (the calibrated probability
+        of the class predicted) and ``abstain`` (confidence below the threshold, or no modality). With
+        ``decision="balanced"`` the class predicted need not be the most probable one.
         """
-        p, threshold = self._predict(features, modalities)
-        known = ~np.isnan(p[:, 0])
-        predicted = np.full(len(p), None, dtype=object)
-        predicted[known] = np.asarray(self.classes, dtype=object)[p[known].argmax(axis=1)]
-        confidence = np.full(len(p), np.nan)
-        confidence[known] = p[known].max(axis=1)
-        return pd.DataFrame({"predicted": predicted, "confidence": confidence, "abstain": ~(confidence >= threshold)})
+        return self._predict(features, modalities)[1]
 
     def modality_weights(self) -> pd.Series:
-        """Return how much the full combination trusts each modality: the sum of its heads' pool weights.
+        """Return how much each modality moves the answer of the full combination.
 
-        Only for ``method="stack"``, where heads belong to one modality.
+        The sum over its heads of weight times spread of the log-probabilities out of fold: a head that the pool
+        does not trust and a head that says the same of every class both count nothing. Only for
+        ``method="stack"``, where heads belong to one modality.
         """
         require_fitted(self, "classes")
         if self.method != "stack":
             msg = "`modality_weights` needs `method='stack'`: the heads of 'concat' see all modalities at once."
             raise ValueError(msg)
-        chosen = max(self._pools, key=len)
-        modality = pd.Index([name.split(":")[0] for name in self._members_of(chosen)], name="modality")
-        return pd.Series(self._pools[chosen].weights, index=modality, name="weight").groupby(level=0).sum()
+        chosen = max(self._combinations, key=len)
+        modality = pd.Index([modality_of(name) for name in self._members_of(chosen)], name="modality")
+        return pd.Series(self._combinations[chosen].evidence, index=modality, name="weight").groupby(level=0).sum()
 
     def _state(self) -> tuple[dict[str, Any], Arrays]:
         require_fitted(self, "classes")
@@ -295,8 +255,11 @@ class FusionClassifier(Model):
         for name, head in self._members.items():
             config["members"][name], values = head.state()
             arrays |= prefixed(f"member.{name}", values)
-        for chosen, pool in self._pools.items():
-            arrays |= prefixed(f"pool.{'+'.join(chosen)}", {"weights": pool.weights, "bias": pool.bias})
+        config["combinations"] = {}
+        for chosen, combination in self._combinations.items():
+            name = "+".join(chosen)
+            config["combinations"][name], values = combination.state()
+            arrays |= prefixed(f"combination.{name}", values)
         return config, arrays
 
     @classmethod
@@ -309,12 +272,10 @@ class FusionClassifier(Model):
             name: HEADS[c["kind"]].from_state(c, subset(f"member.{name}", arrays))
             for name, c in config["members"].items()
         }
-        model._pools = {}
-        for name in model.thresholds:
-            pool = LogPool()
-            values = subset(f"pool.{name}", arrays)
-            pool.weights, pool.bias = values["weights"], values["bias"]
-            model._pools[tuple(name.split("+"))] = pool
+        model._combinations = {
+            tuple(name.split("+")): Combination.from_state(c, subset(f"combination.{name}", arrays))
+            for name, c in config["combinations"].items()
+        }
         return model
 
     def _card(self) -> list[str]:

@@ -1,0 +1,162 @@
+"""From predictions out of fold to calibrated combinations: pools, calibration, abstention and their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+
+from histoweave._validate import warn
+from histoweave.metrics import classification
+from histoweave.models._base import Arrays, prefixed, subset
+from histoweave.models.fusion._balance import balanced_weights, shared_weights
+from histoweave.models.fusion._calibration import Calibrator
+from histoweave.models.fusion._pool import LogPool, logarithms
+
+Subset = tuple[str, ...]
+DECISIONS = ("balanced", "accuracy")
+ROWS_PER_HEAD = 5  # fewer rows out of fold say nothing about how far to trust a head
+
+
+@dataclass
+class Combination:
+    """What turns the heads of one subset of modalities into an answer."""
+
+    pool: LogPool
+    calibrator: Calibrator
+    threshold: float = 0.0
+    spread: np.ndarray | None = None
+
+    @classmethod
+    def fit(cls, p: np.ndarray, y: np.ndarray, groups: np.ndarray, calibration: str) -> Self:
+        """Fit on probabilities of heads out of fold ``(n_heads, n, k)``, class numbers and groups ``(n,)``."""
+        pool = LogPool().fit(p, y, balanced_weights(y, groups), biased=False)
+        calibrator = Calibrator(calibration).fit(pool.combine(p), y, shared_weights(groups))
+        return cls(pool, calibrator, spread=logarithms(p).std(axis=2).mean(axis=1))
+
+    @classmethod
+    def equal(cls, n_heads: int, n_classes: int) -> Self:
+        """Return the combination of equal trust, not calibrated."""
+        return cls(LogPool.equal(n_heads, n_classes), Calibrator.identity(n_classes), spread=np.ones(n_heads))
+
+    @property
+    def evidence(self) -> np.ndarray:
+        """How much each head moves the answer ``(n_heads,)``: its weight times how far its logarithms spread."""
+        return self.pool.weights * self.spread
+
+    def apply(self, p: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the probabilities ``(n, k)`` whose largest each decision takes; those of "accuracy" are calibrated."""
+        balanced = self.pool.combine(p)
+        return {"balanced": balanced, "accuracy": self.calibrator.apply(balanced)}
+
+    def state(self) -> tuple[dict[str, Any], Arrays]:
+        """Return ``(config, arrays)``."""
+        config, arrays = self.calibrator.state()
+        arrays = prefixed("calibrator", arrays) | {
+            "weights": self.pool.weights,
+            "bias": self.pool.bias,
+            "spread": self.spread,
+        }
+        return {"calibrator": config, "threshold": self.threshold}, arrays
+
+    @classmethod
+    def from_state(cls, config: dict[str, Any], arrays: Arrays) -> Self:
+        """Rebuild from `state`."""
+        pool = LogPool()
+        pool.weights, pool.bias = arrays["weights"], arrays["bias"]
+        calibrator = Calibrator.from_state(config["calibrator"], subset("calibrator", arrays))
+        return cls(pool, calibrator, config["threshold"], arrays["spread"])
+
+
+def fit_combinations(
+    out_of_fold: Mapping[str, np.ndarray],
+    modalities: Sequence[str],
+    members_of: Callable[[Subset], list[str]],
+    codes: np.ndarray,
+    groups: np.ndarray,
+    fold: np.ndarray,
+    names: Sequence[str],
+    *,
+    coverage: float,
+    decision: str,
+    calibration: str,
+) -> tuple[dict[Subset, Combination], pd.DataFrame]:
+    """Fit the combination, the threshold and the scores of every subset of modalities.
+
+    Thresholds and scores come from combinations fitted without the fold they are applied to.
+
+    Parameters
+    ----------
+    out_of_fold
+        Head to probabilities ``(n, k)``, NaN for rows that could not be held out.
+    modalities
+        Names of the modalities.
+    members_of
+        The heads that a subset of modalities pools; subsets of which a head is missing are left out.
+    codes, groups, fold
+        Class number, group and inner fold of every row.
+    names
+        Class names.
+    coverage
+        Share of rows that should get an answer.
+    decision, calibration
+        See :class:`FusionClassifier`.
+    """
+    found, scores = {}, []
+    for chosen in (c for r in range(1, len(modalities) + 1) for c in combinations(modalities, r)):
+        members = members_of(chosen)
+        if not all(m in out_of_fold for m in members):
+            continue
+        p = np.stack([out_of_fold[m] for m in members])
+        rows = np.flatnonzero(~np.isnan(p).any(axis=(0, 2)))
+        name = "+".join(chosen)
+        if len(rows) < ROWS_PER_HEAD * len(members) or len(np.unique(codes[rows])) < 2:
+            found[chosen] = Combination.equal(len(members), len(names))
+            warn(
+                f"Too few labels to hold any out ({len(rows)} rows could be predicted by a model that had not seen "
+                f"their group): probabilities from {name} are not calibrated and the classifier never abstains. "
+                "Label more spots, of every region in several places."
+            )
+            continue
+        p, y, g = p[:, rows], codes[rows], groups[rows]
+        found[chosen] = Combination.fit(p, y, g, calibration)
+        held_out = _held_out(p, y, g, fold[rows], found[chosen], calibration)
+        answers = {option: q.argmax(axis=1) for option, q in held_out.items()}
+        confidence = held_out["accuracy"][np.arange(len(y)), answers[decision]]
+        found[chosen].threshold = float(np.quantile(confidence, 1 - coverage))
+        scores.append({"modalities": name} | _scores(y, held_out["accuracy"], answers, decision, names))
+    if not found:
+        msg = "No modality has labelled rows of two classes. Check that crops or counts exist for labelled spots."
+        raise ValueError(msg)
+    return found, pd.DataFrame(scores)
+
+
+def _held_out(
+    p: np.ndarray, y: np.ndarray, groups: np.ndarray, fold: np.ndarray, fitted: Combination, calibration: str
+) -> dict[str, np.ndarray]:
+    """Return what `Combination.apply` does, each fold from a combination fitted on the others.
+
+    Where the other folds lack a second class, the combination ``fitted`` on all rows stands in.
+    """
+    out = {option: np.empty(p.shape[1:]) for option in DECISIONS}
+    for i in np.unique(fold):
+        test, rest = fold == i, fold != i
+        enough = len(np.unique(y[rest])) > 1
+        combination = Combination.fit(p[:, rest], y[rest], groups[rest], calibration) if enough else fitted
+        for option, q in combination.apply(p[:, test]).items():
+            out[option][test] = q
+    return out
+
+
+def _scores(
+    y: np.ndarray, p: np.ndarray, answers: Mapping[str, np.ndarray], decision: str, names: Sequence[str]
+) -> dict[str, float]:
+    """Scores of the decision taken, and macro-F1 of both."""
+    classes = np.asarray(names, dtype=object)
+    both = {name: classification(classes[y], classes[a], p, classes=names) for name, a in answers.items()}
+    numbers = {k: v for k, v in both[decision].items() if isinstance(v, int | float)}
+    return numbers | {f"macro_f1_{name}": both[name]["macro_f1"] for name in DECISIONS}
