@@ -113,5 +113,5 @@ def test_one_strange_group_does_not_silence_a_head():
         by_group = Combination.fit(p[None], y, groups, "temperature").apply(new[None])["balanced"].argmax(axis=1)
         for name, guess in (("rows", by_row), ("groups", by_group)):
             macro[name].append(f1_score(truth, guess, labels=[0, 1, 2], average="macro", zero_division=0))
-    assert np.mean(macro["rows"]) < 0.4
+    assert np.mean(macro["rows"]) < 0.65
     assert np.mean(macro["groups"]) > 0.8
