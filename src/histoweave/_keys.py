@@ -21,6 +21,7 @@ CROPS_DETAIL: Final = "crops_detail"
 X_IMAGE: Final = "X_image"
 X_GENE: Final = "X_gene"
 X_FUSED: Final = "X_fused"
+GRAD_CAM: Final = "grad_cam"
 
 # layers, obsp, uns
 COUNTS: Final = "counts"
@@ -35,3 +36,7 @@ PREDICTED: Final = "_predicted"
 CONFIDENCE: Final = "_confidence"
 ABSTAIN: Final = "_abstain"
 PROBABILITY: Final = "_probability"
+
+# what an explanation writes, after its key: obs["grad_cam_class"], ...
+EXPLAINED_CLASS: Final = "_class"
+EXPLAINED_PROBABILITY: Final = "_probability"

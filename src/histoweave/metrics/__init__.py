@@ -1,4 +1,4 @@
-"""Arrays in, numbers out: classification, calibration and clustering scores."""
+"""Arrays in, numbers out: classification, calibration and clustering scores, checks of explanations."""
 
 import lazy_loader
 

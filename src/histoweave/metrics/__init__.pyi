@@ -5,4 +5,7 @@ from ._calibration import reliability_curve as reliability_curve
 from ._classification import classification as classification
 from ._classification import per_class as per_class
 from ._clustering import clustering as clustering
+from ._explanation import localisation as localisation
+from ._explanation import map_similarity as map_similarity
+from ._explanation import perturbation as perturbation
 from ._imputation import imputation as imputation

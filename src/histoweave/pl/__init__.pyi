@@ -1,7 +1,10 @@
 from ._alignment import alignment as alignment
+from ._augmentations import augmentations as augmentations
 from ._crops import crops as crops
 from ._embedding import embedding as embedding
 from ._evaluation import confusion as confusion
 from ._evaluation import reliability as reliability
 from ._evaluation import scores as scores
+from ._grad_cam import grad_cam as grad_cam
+from ._grad_cam import grad_cam_section as grad_cam_section
 from ._regions import regions as regions

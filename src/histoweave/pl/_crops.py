@@ -14,6 +14,7 @@ from histoweave._record import recorded
 from histoweave._resolve import get_table
 from histoweave._validate import require_key, require_number
 from histoweave.pl import _draw
+from histoweave.pl._mosaic import draw_mosaic, name_lines, size_bar
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -80,42 +81,19 @@ def crops(
         found = f"{getattr(stack, 'dtype', type(stack).__name__)} {np.shape(stack)}"
         msg = f"`adata.obsm[{crops_key!r}]` must hold uint8 crops (n_obs, height, width, 3), got {found}."
         raise ValueError(msg)
-    groups = _groups(table, groupby, n, rng(random_state))
-    height, width = stack.shape[1:3]
-    gap = max(1, width // 16)
-    mosaic = np.full((len(groups) * (height + gap) - gap, n * (width + gap) - gap, 3), 255, dtype=np.uint8)
-    for line, (_, rows) in enumerate(groups):
-        for place, crop in enumerate(np.asarray(stack[rows])):
-            top, left = line * (height + gap), place * (width + gap)
-            mosaic[top : top + height, left : left + width] = crop
-    ax = _draw.new_axes(ax, 1, 1, panel=(1.2 + 0.85 * n, 0.3 + 0.85 * len(groups) * height / width))[0, 0]
-    ax.imshow(mosaic, extent=(0, mosaic.shape[1], mosaic.shape[0], 0))
-    _draw.frame(ax, (0, 0, mosaic.shape[1], mosaic.shape[0]))
+    groups = chosen_rows(table, groupby, n, rng(random_state))
+    lines = [list(np.asarray(stack[rows])) for _, rows in groups]
+    ax = draw_mosaic(lines, n_columns=n, ax=ax)
     if groupby is not None:
-        colors = _draw.class_colors(table, groupby, palette)
-        middle = [line * (height + gap) + height / 2 for line in range(len(groups))]
-        ax.set_yticks(middle, [name for name, _ in groups])
-        ax.tick_params(length=0)
-        for label, (name, _) in zip(ax.get_yticklabels(), groups, strict=True):
-            label.set(color=colors[name], fontweight="bold")
-    _size_bar(ax, recorded(table, crops_key).get("size_um", {}), width)
+        name_lines(ax, [name for name, _ in groups], _draw.class_colors(table, groupby, palette), stack.shape[1:3])
+    size_bar(ax, recorded(table, crops_key).get("size_um", {}), stack.shape[2])
     return ax
 
 
-def _size_bar(ax: Axes, size_um: Mapping[str, float], width: int) -> None:
-    """Draw the width of a crop below the first column: on a crop the bar would hide what it measures."""
-    sizes = {round(float(size), 1) for size in size_um.values()}
-    if len(sizes) != 1 or not np.isfinite(min(sizes)):  # not known, or not the same in all sections
-        return
-    bottom = ax.get_ylim()[0]
-    y = [bottom + 0.1 * width] * 2
-    ax.plot([0, width], y, color="black", lw=2, solid_capstyle="butt", clip_on=False, scalex=False, scaley=False)
-    ax.text(width / 2, y[0] + 0.08 * width, f"{min(sizes):g} µm", ha="center", va="top", fontsize=8)
-
-
-def _groups(
+def chosen_rows(
     table: AnnData, groupby: str | None, n: int, generator: np.random.Generator
 ) -> list[tuple[str, np.ndarray]]:
+    """Return up to ``n`` random rows of every class, by its name."""
     if groupby is None:
         rows = np.sort(generator.choice(table.n_obs, min(n * n, table.n_obs), replace=False))
         return [("", rows[start : start + n]) for start in range(0, len(rows), n)]

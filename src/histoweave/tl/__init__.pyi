@@ -1,3 +1,4 @@
+from ._augmentations import augmentations as augmentations
 from ._cross_validate import cross_validate as cross_validate
 from ._domains import domains as domains
 from ._encoders import gene_encoder as gene_encoder
@@ -6,4 +7,5 @@ from ._evaluate import evaluate as evaluate
 from ._fusion import fusion_classifier as fusion_classifier
 from ._gene_programmes import gene_programmes as gene_programmes
 from ._impute import impute as impute
+from ._grad_cam import grad_cam as grad_cam
 from ._predict import predict_regions as predict_regions
