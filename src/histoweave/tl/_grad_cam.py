@@ -17,15 +17,18 @@ from histoweave._record import record
 from histoweave._resolve import working_copy
 from histoweave._validate import listing, require_choice, require_number, warn
 from histoweave.loaders import require_crops
-from histoweave.models.image_encoder import _explain
-from histoweave.models.image_encoder._explain_checks import check_maps
-from histoweave.models.image_encoder._scorer import ImageNetwork, MapsOf, Scorer, as_scorer, explain_crops
+from histoweave.models.explanation import _attribution
+from histoweave.models.explanation._checks import check_maps
+from histoweave.models.explanation._scorer import MapsOf, Scorer, as_scorer, explain_crops
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    from histoweave.models import ImageEncoder
+    from histoweave.models import ImageClassifier, ImageEncoder
+    from histoweave.models.explanation._scorer import ImageNetwork
+
+    Explainable = ImageClassifier | ImageEncoder | ImageNetwork
 
 METHODS = ("grad_cam", "occlusion")
 PREDICTED = "predicted"
@@ -34,7 +37,7 @@ PREDICTED = "predicted"
 def grad_cam(
     data: AnnData | SpatialData,
     *,
-    model: ImageEncoder | ImageNetwork | Mapping[str, ImageEncoder | ImageNetwork],
+    model: Explainable | Mapping[str, Explainable],
     method: str = "grad_cam",
     target: str | Sequence[str] = PREDICTED,
     layers: str | Sequence[str] | None = None,
@@ -47,6 +50,7 @@ def grad_cam(
     batch_size: int = 64,
     device: str = "auto",
     random_state: int = 0,
+    library_key: str = _keys.LIBRARY,
     table_key: str = _keys.TABLE,
 ) -> pd.DataFrame | None:
     """Show where in its crop a network finds the evidence for a class.
@@ -56,10 +60,10 @@ def grad_cam(
     data
         AnnData or SpatialData object with crops.
     model
-        What is explained: a fitted :class:`histoweave.models.ImageEncoder` with a network (pretrained or trained),
-        which gets a linear head, logistic regression of ``obs[labels_key]`` on the features of all labelled rows; or a
-        model with a ``network`` from pictures to class logits, its ``classes`` and ``crops_keys``. A dictionary of
-        models compares them.
+        What is explained: a fitted :class:`histoweave.models.ImageClassifier`; an
+        :class:`histoweave.models.ImageEncoder` with a network, which gets a linear head here, fitted on all labelled
+        rows; or any model with a ``network`` from pictures to class logits, its ``classes`` and ``crops_keys``. A
+        dictionary of models compares them.
     method
         ``"grad_cam"`` (Selvaraju et al., 2017): channels of a layer weighted by the mean gradient of the class's
         logit, positive part. ``"occlusion"`` (Zeiler and Fergus, 2014): how much the logit falls when one of 8 x 8
@@ -90,6 +94,8 @@ def grad_cam(
         As :data:`histoweave.settings`. Always in float32.
     random_state
         Seed of the head and the checks.
+    library_key
+        Column of ``obs`` that names the section.
     table_key
         Table of a SpatialData object.
 
@@ -135,12 +141,11 @@ def grad_cam(
     models = dict(model) if isinstance(model, Mapping) else {"": model}
     targets = [target] if isinstance(target, str) else list(target)
     wanted = None if rows is None else _row_numbers(table, rows)
+    keys = {"labels_key": labels_key, "library_key": library_key}
     results: dict[str, _Result] = {}
     scores: list[dict[str, Any]] = []
     for name, one in models.items():
-        scorer = as_scorer(
-            one, table, crops_key=crops_key, labels_key=labels_key, device=device, random_state=random_state
-        )
+        scorer = as_scorer(one, table, crops_key=crops_key, device=device, random_state=random_state, **keys)
         for value in targets:
             require_choice(value, [PREDICTED, *scorer.classes], argument="target")
         crops, available = require_crops(table, scorer.crops_key)
@@ -226,6 +231,6 @@ def _ways(network: Any, shape: tuple[int, int], method: str, layers: Any) -> dic
         if layers is not None:
             msg = f"`layers={layers!r}` is for `method='grad_cam'`; occlusion looks at the whole network."
             raise ValueError(msg)
-        return {"": _explain.occlusion}
-    names = _explain.choose_layers(network, shape, layers)
-    return {name: partial(_explain.grad_cam, layer=name) for name in names}
+        return {"": _attribution.occlusion}
+    names = _attribution.choose_layers(network, shape, layers)
+    return {name: partial(_attribution.grad_cam, layer=name) for name in names}

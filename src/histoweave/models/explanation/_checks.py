@@ -11,8 +11,8 @@ from torch import nn
 
 from histoweave._random import child_seeds, rng
 from histoweave.metrics import map_similarity, perturbation
-from histoweave.models.image_encoder._explain import as_pictures, probabilities, randomised
-from histoweave.models.image_encoder._scorer import MapsOf
+from histoweave.models.explanation._attribution import as_pictures, probabilities, randomised
+from histoweave.models.explanation._scorer import MapsOf
 
 
 def check_maps(

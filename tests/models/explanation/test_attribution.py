@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from histoweave.models.image_encoder._backbone import Backbone
-from histoweave.models.image_encoder._explain import (
+from histoweave.models.explanation._attribution import (
     choose_layers,
     grad_cam,
     occlusion,
@@ -17,6 +16,7 @@ from histoweave.models.image_encoder._explain import (
     randomised,
     stages,
 )
+from histoweave.models.image_encoder._backbone import Backbone
 
 WEIGHTS = torch.tensor([[1.0, -2.0, 0.5], [-1.0, 1.0, 2.0]])
 

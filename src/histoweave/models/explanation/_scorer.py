@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import pandas as pd
 import torch
 from anndata import AnnData
 from torch import nn
 
-from histoweave._validate import require_choice, require_labels
+from histoweave._validate import require_choice
 from histoweave.loaders import crop_batches
-from histoweave.models.fusion._heads import LinearHead
-from histoweave.models.image_encoder._backbone import Backbone
-from histoweave.models.image_encoder._explain import as_pictures, prepared, probabilities
+from histoweave.models.explanation._attribution import as_pictures, prepared, probabilities
+from histoweave.models.image_classifier import ImageClassifier
+from histoweave.models.image_classifier._module import LogitNetwork
 from histoweave.models.image_encoder._model import ImageEncoder
 
 #: From a network, pictures and class numbers to maps ``(n, h, w)``.
@@ -52,16 +51,19 @@ class Scorer:
 
 
 class LinearScorer(nn.Module):
-    """A backbone with a linear head: logistic regression on its features."""
+    """A backbone with a linear head that takes its features as they are.
 
-    def __init__(self, backbone: Backbone, head: LinearHead) -> None:
+    Features beyond the range of the classifier's standardisation count in full: those of random weights lie there.
+    """
+
+    def __init__(self, network: LogitNetwork) -> None:
         super().__init__()
-        self.backbone = backbone
-        weight = head.coef / head.sd
-        self.head = nn.Linear(weight.shape[1], weight.shape[0])
+        self.backbone = network.backbone
+        weight = network.weight / network.sd
+        self.head = nn.Linear(*weight.T.shape)
         with torch.no_grad():
-            self.head.weight.copy_(torch.from_numpy(weight))
-            self.head.bias.copy_(torch.from_numpy(head.intercept - weight @ head.mean))
+            self.head.weight.copy_(weight)
+            self.head.bias.copy_(network.bias - weight @ network.mean)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Turn pictures ``(n, 3, height, width)`` in 0..1 into logits ``(n, n_classes)``."""
@@ -69,7 +71,14 @@ class LinearScorer(nn.Module):
 
 
 def as_scorer(
-    model: Any, table: AnnData, *, crops_key: str | None, labels_key: str, device: str, random_state: int
+    model: Any,
+    table: AnnData,
+    *,
+    crops_key: str | None,
+    labels_key: str,
+    library_key: str,
+    device: str,
+    random_state: int,
 ) -> Scorer:
     """Return the network of a model with class logits, or an encoder's network with a head fitted on the labels.
 
@@ -82,33 +91,28 @@ def as_scorer(
     ValueError
         An encoder without a network, or one that does not use these crops.
     """
-    if not isinstance(model, ImageEncoder | ImageNetwork):
+    if not isinstance(model, ImageEncoder | ImageClassifier | ImageNetwork):
         msg = (
-            f"`model` must be a `hw.models.ImageEncoder`, or have `network`, `classes` and `crops_keys`; got "
-            f"{type(model).__name__}. Of a larger model, explain its image encoder."
+            f"`model` must be a `hw.models.ImageClassifier` or `ImageEncoder`, or have `network`, `classes` and "
+            f"`crops_keys`; got {type(model).__name__}. Of a larger model, explain its image encoder."
         )
         raise TypeError(msg)
-    keys = list(model.crops_keys)
-    crops_key = keys[0] if crops_key is None else crops_key
-    require_choice(crops_key, keys, argument="crops_key")
-    if not isinstance(model, ImageEncoder):
+    crops_key = next(iter(model.crops_keys)) if crops_key is None else crops_key
+    require_choice(crops_key, list(model.crops_keys), argument="crops_key")
+    if not isinstance(model, ImageEncoder | ImageClassifier):
         return Scorer(prepared(model.network, device), tuple(str(name) for name in model.classes), crops_key)
-    if model.method == "statistics":
+    encoder = model if isinstance(model, ImageEncoder) else model.encoder
+    if encoder is not None and encoder.method == "statistics":
         msg = (
             "An encoder with `method='statistics'` has no network whose gradients could be followed. Fit one with "
             "`method='pretrained'`, `'simclr'` or another that trains a network."
         )
         raise ValueError(msg)
-    labels = require_labels(table, labels_key)
-    available = f"{crops_key}_available"
-    known = labels.notna() & (table.obs[available].astype(bool) if available in table.obs else True)
-    labelled = table[known.to_numpy()]
-    features = model.features(labelled)
-    width = features.shape[1] // len(keys)
-    place = keys.index(crops_key) * width
-    numbers, classes = pd.factorize(labels[known].astype(str), sort=True)
-    head = LinearHead().fit(features[:, place : place + width], numbers, len(classes), random_state)
-    return Scorer(prepared(LinearScorer(model._network, head), device), tuple(classes), crops_key)
+    if isinstance(model, ImageEncoder):
+        model = ImageClassifier(model, strategy="linear", device=device, random_state=random_state)
+        model.fit(table, labels_key=labels_key, library_key=library_key)
+    network = LinearScorer(model.network_of(crops_key))
+    return Scorer(prepared(network, device), tuple(model.classes), crops_key)
 
 
 def explain_crops(

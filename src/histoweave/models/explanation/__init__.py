@@ -1,0 +1,1 @@
+"""Explanations of image networks: crops in, maps of the evidence out."""
