@@ -123,6 +123,11 @@ def grad_cam(
     RuntimeError
         A GPU was asked for where there is none.
 
+    Notes
+    -----
+    Maps are coarse. Their cells are taken as equal parts of the crop, while strided convolutions look up to half a
+    cell further up and left; where places matter, compare with an earlier layer or with occlusion.
+
     Examples
     --------
     >>> import histoweave as hw
