@@ -84,8 +84,8 @@ def grad_cam(
     >>> import histoweave as hw
     >>> adata = hw.datasets.simulate_section(n_rows=8, n_cols=8)
     >>> hw.pp.crops(adata, out_px=32)
-    >>> encoder = hw.models.ImageEncoder("simclr", backbone="tiny", n_components=8, max_epochs=1).fit(adata)
-    >>> hw.tl.grad_cam(adata, model=encoder)
+    >>> encoder = hw.models.ImageEncoder("simclr", backbone="tiny", batch_size=64, n_components=8, max_epochs=1)
+    >>> hw.tl.grad_cam(adata, model=encoder.fit(adata))
     >>> ax = hw.pl.grad_cam(adata, n=3)
     """
     require_number(n, argument="n", at_least=1, integer=True)
@@ -175,8 +175,8 @@ def grad_cam_section(
     >>> import histoweave as hw
     >>> adata = hw.datasets.simulate_section(n_rows=8, n_cols=8)
     >>> hw.pp.crops(adata, out_px=32)
-    >>> encoder = hw.models.ImageEncoder("simclr", backbone="tiny", n_components=8, max_epochs=1).fit(adata)
-    >>> hw.tl.grad_cam(adata, model=encoder, target="region_1")
+    >>> encoder = hw.models.ImageEncoder("simclr", backbone="tiny", batch_size=64, n_components=8, max_epochs=1)
+    >>> hw.tl.grad_cam(adata, model=encoder.fit(adata), target="region_1")
     >>> ax = hw.pl.grad_cam_section(adata)
     """
     require_number(alpha, argument="alpha", above=0, at_most=1)

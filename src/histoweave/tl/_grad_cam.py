@@ -133,8 +133,8 @@ def grad_cam(
     >>> import histoweave as hw
     >>> adata = hw.datasets.simulate_section(n_rows=8, n_cols=8)
     >>> hw.pp.crops(adata, out_px=32)
-    >>> encoder = hw.models.ImageEncoder("simclr", backbone="tiny", n_components=8, max_epochs=1).fit(adata)
-    >>> hw.tl.grad_cam(adata, model=encoder)
+    >>> encoder = hw.models.ImageEncoder("simclr", backbone="tiny", batch_size=64, n_components=8, max_epochs=1)
+    >>> hw.tl.grad_cam(adata, model=encoder.fit(adata))
     >>> adata.obsm["grad_cam"].shape
     (64, 4, 4)
     """
