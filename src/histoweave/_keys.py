@@ -36,6 +36,7 @@ PREDICTED: Final = "_predicted"
 CONFIDENCE: Final = "_confidence"
 ABSTAIN: Final = "_abstain"
 PROBABILITY: Final = "_probability"
+WEIGHTS: Final = "_modality_weights"
 
 # what an explanation writes, after its key: obs["grad_cam_class"], ...
 EXPLAINED_CLASS: Final = "_class"

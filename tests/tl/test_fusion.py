@@ -50,6 +50,17 @@ def test_it_is_the_model_on_the_stored_embeddings(table):
     np.testing.assert_allclose(table.obsm["mine_probability"], model.predict_proba(features), atol=1e-6)
 
 
+def test_weights_of_the_gate_are_written(table):
+    table.obsm["X_image"][:4] = np.nan
+    model = hw.tl.fusion_classifier(table, method="gated")
+    weights = table.obsm["region_modality_weights"]
+    assert list(weights.columns) == model.modalities == ["gene", "image"]
+    np.testing.assert_allclose(weights.sum(axis=1), 1)
+    assert (weights["gene"][:4] == 1).all()
+    np.testing.assert_array_equal(weights[4:], model.spot_weights({"image": table.obsm["X_image"],
+                                                                   "gene": table.obsm["X_gene"]})[4:])  # fmt: skip
+
+
 def test_context_is_used_where_it_was_made_and_keys_where_they_are_named(table):
     hw.pp.spatial_context(table, n_rings=1)
     hw.tl.fusion_classifier(table)

@@ -45,7 +45,7 @@ class RegionClassifier(Model):
     genes
         Gene encoder, ``"pca"`` or ``"masked"``, or ``None`` to leave the genes out.
     fusion
-        ``"stack"`` or ``"concat"``, see :class:`FusionClassifier`.
+        ``"stack"``, ``"concat"`` or ``"gated"``, see :class:`FusionClassifier`.
     crop_um
         Sides of the crops in um by ``obsm`` key. Default: 0.55, 1.1 and 3 array pitches as ``"crops_detail"``,
         ``"crops"`` and ``"crops_context"`` (for Visium 55, 110 and 300 um), or those of them the table has.
@@ -293,7 +293,7 @@ class RegionClassifier(Model):
         return frame, pd.DataFrame(p, index=light.obs_names, columns=self.classes)
 
     def modality_weights(self) -> pd.Series:
-        """Return how much the combination of both trusts each modality (``fusion="stack"`` only)."""
+        """Return how much the combination of both trusts each modality (not for ``fusion="concat"``)."""
         require_fitted(self, "classes")
         return self._fusion.modality_weights()
 

@@ -47,7 +47,7 @@ def fusion_classifier(
     labels_key
         Labels in ``obs``; missing for unlabelled rows.
     method
-        ``"stack"`` or ``"concat"``, see :class:`histoweave.models.FusionClassifier`.
+        ``"stack"``, ``"concat"`` or ``"gated"``, see :class:`histoweave.models.FusionClassifier`.
     keys
         Modality to ``obsm`` key. Default: ``image`` and ``gene`` from ``X_image`` and ``X_gene``, or from their
         ``_context`` versions where :func:`histoweave.pp.spatial_context` made them; those that exist.
@@ -74,6 +74,7 @@ def fusion_classifier(
     - ``obs[f"{key}_confidence"]``, the calibrated probability of the predicted region;
     - ``obs[f"{key}_abstain"]``, True where confidence is below the threshold;
     - ``obsm[f"{key}_probability"]``, a DataFrame with the regions as columns;
+    - ``obsm[f"{key}_modality_weights"]``, a DataFrame with the modalities as columns, for ``method="gated"``;
     - ``uns["histoweave"][f"{key}_predicted"]``.
 
     Raises
@@ -124,6 +125,9 @@ def fusion_classifier(
         sections_seen=seen,
         inner_groups=kind,
     )
+    if method == "gated":
+        weights = model.spot_weights(features).set_index(table.obs_names)
+        table.obsm[(key_added or labels_key) + _keys.WEIGHTS] = weights
     return model
 
 

@@ -11,7 +11,7 @@ from histoweave.models.fusion._balance import balanced_weights, shared_weights
 from histoweave.models.fusion._combination import Combination, fit_combinations
 from histoweave.models.fusion._pool import LogPool
 
-OPTIONS = {"coverage": 0.8, "decision": "balanced", "calibration": "temperature"}
+OPTIONS = {"coverage": 0.8, "decision": "balanced", "calibration": "temperature", "gated": False}
 NAMES = ["a", "b", "c"]
 
 

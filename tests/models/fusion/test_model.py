@@ -272,7 +272,7 @@ def test_weights_of_concat_are_refused():
         clf.modality_weights()
 
 
-@pytest.mark.parametrize("method", ["stack", "concat"])
+@pytest.mark.parametrize("method", ["stack", "concat", "gated"])
 def test_loaded_is_the_same_to_the_last_bit(method, tmp_path):
     blocks, y, groups = simulate(120)
     clf = FusionClassifier(method, coverage=0.8).fit(blocks, y, groups=groups)

@@ -64,12 +64,11 @@ class Calibrator:
 
     def state(self) -> tuple[dict[str, Any], Arrays]:
         """Return ``(config, arrays)``."""
-        return {"kind": self.kind}, {"weights": self.scale.weights, "bias": self.scale.bias, "knots": self.knots}
+        return {"kind": self.kind}, self.scale.arrays() | {"knots": self.knots}
 
     @classmethod
     def from_state(cls, config: dict[str, Any], arrays: Arrays) -> Calibrator:
         """Rebuild from `state`."""
         calibrator = cls(config["kind"])
-        calibrator.scale, calibrator.knots = LogPool(), arrays["knots"]
-        calibrator.scale.weights, calibrator.scale.bias = arrays["weights"], arrays["bias"]
+        calibrator.scale, calibrator.knots = LogPool.from_arrays(arrays), arrays["knots"]
         return calibrator

@@ -15,6 +15,7 @@ from histoweave.metrics import classification
 from histoweave.models._base import Arrays, prefixed, subset
 from histoweave.models.fusion._balance import balanced_weights, shared_weights
 from histoweave.models.fusion._calibration import Calibrator
+from histoweave.models.fusion._gate import Gate
 from histoweave.models.fusion._pool import LogPool, logarithms
 
 Subset = tuple[str, ...]
@@ -26,15 +27,21 @@ ROWS_PER_HEAD = 5  # fewer rows out of fold say nothing about how far to trust a
 class Combination:
     """What turns the heads of one subset of modalities into an answer."""
 
-    pool: LogPool
+    pool: LogPool | Gate
     calibrator: Calibrator
     threshold: float = 0.0
     spread: np.ndarray | None = None
 
     @classmethod
-    def fit(cls, p: np.ndarray, y: np.ndarray, groups: np.ndarray, calibration: str) -> Self:
-        """Fit on probabilities of heads out of fold ``(n_heads, n, k)``, class numbers and groups ``(n,)``."""
-        pool = LogPool().fit(p, y, balanced_weights(y, groups), biased=False)
+    def fit(
+        cls, p: np.ndarray, y: np.ndarray, groups: np.ndarray, calibration: str, owner: np.ndarray | None = None
+    ) -> Self:
+        """Fit on probabilities of heads out of fold ``(n_heads, n, k)``, class numbers and groups ``(n,)``.
+
+        With ``owner``, the modality of every head ``(n_heads,)``, a gate weighs the modalities row by row.
+        """
+        weights = balanced_weights(y, groups)
+        pool = LogPool().fit(p, y, weights, biased=False) if owner is None else Gate(owner).fit(p, y, weights)
         calibrator = Calibrator(calibration).fit(pool.combine(p), y, shared_weights(groups))
         return cls(pool, calibrator, spread=logarithms(p).std(axis=2).mean(axis=1))
 
@@ -48,6 +55,11 @@ class Combination:
         """How much each head moves the answer ``(n_heads,)``: its weight times how far its logarithms spread."""
         return self.pool.weights * self.spread
 
+    @property
+    def gated(self) -> bool:
+        """Whether the weights of modalities differ from row to row."""
+        return isinstance(self.pool, Gate)
+
     def apply(self, p: np.ndarray) -> dict[str, np.ndarray]:
         """Return the probabilities ``(n, k)`` whose largest each decision takes; those of "accuracy" are calibrated."""
         balanced = self.pool.combine(p)
@@ -56,18 +68,13 @@ class Combination:
     def state(self) -> tuple[dict[str, Any], Arrays]:
         """Return ``(config, arrays)``."""
         config, arrays = self.calibrator.state()
-        arrays = prefixed("calibrator", arrays) | {
-            "weights": self.pool.weights,
-            "bias": self.pool.bias,
-            "spread": self.spread,
-        }
-        return {"calibrator": config, "threshold": self.threshold}, arrays
+        arrays = prefixed("calibrator", arrays) | prefixed("pool", self.pool.arrays()) | {"spread": self.spread}
+        return {"calibrator": config, "threshold": self.threshold, "gated": self.gated}, arrays
 
     @classmethod
     def from_state(cls, config: dict[str, Any], arrays: Arrays) -> Self:
         """Rebuild from `state`."""
-        pool = LogPool()
-        pool.weights, pool.bias = arrays["weights"], arrays["bias"]
+        pool = (Gate if config["gated"] else LogPool).from_arrays(subset("pool", arrays))
         calibrator = Calibrator.from_state(config["calibrator"], subset("calibrator", arrays))
         return cls(pool, calibrator, config["threshold"], arrays["spread"])
 
@@ -84,6 +91,7 @@ def fit_combinations(
     coverage: float,
     decision: str,
     calibration: str,
+    gated: bool,
 ) -> tuple[dict[Subset, Combination], pd.DataFrame]:
     """Fit the combination, the threshold and the scores of every subset of modalities.
 
@@ -105,6 +113,8 @@ def fit_combinations(
         Share of rows that should get an answer.
     decision, calibration
         See :class:`FusionClassifier`.
+    gated
+        Weigh modalities row by row.
     """
     found, scores = {}, []
     for chosen in (c for r in range(1, len(modalities) + 1) for c in combinations(modalities, r)):
@@ -123,8 +133,9 @@ def fit_combinations(
             )
             continue
         p, y, g = p[:, rows], codes[rows], groups[rows]
-        found[chosen] = Combination.fit(p, y, g, calibration)
-        held_out = _held_out(p, y, g, fold[rows], found[chosen], calibration)
+        owner = np.repeat(np.arange(len(chosen)), len(members) // len(chosen)) if gated and len(chosen) > 1 else None
+        found[chosen] = Combination.fit(p, y, g, calibration, owner)
+        held_out = _held_out(p, y, g, fold[rows], found[chosen], calibration, owner)
         answers = {option: q.argmax(axis=1) for option, q in held_out.items()}
         confidence = held_out["accuracy"][np.arange(len(y)), answers[decision]]
         found[chosen].threshold = float(np.quantile(confidence, 1 - coverage))
@@ -136,7 +147,13 @@ def fit_combinations(
 
 
 def _held_out(
-    p: np.ndarray, y: np.ndarray, groups: np.ndarray, fold: np.ndarray, fitted: Combination, calibration: str
+    p: np.ndarray,
+    y: np.ndarray,
+    groups: np.ndarray,
+    fold: np.ndarray,
+    fitted: Combination,
+    calibration: str,
+    owner: np.ndarray | None,
 ) -> dict[str, np.ndarray]:
     """Return what `Combination.apply` does, each fold from a combination fitted on the others.
 
@@ -146,7 +163,7 @@ def _held_out(
     for i in np.unique(fold):
         test, rest = fold == i, fold != i
         enough = len(np.unique(y[rest])) > 1
-        combination = Combination.fit(p[:, rest], y[rest], groups[rest], calibration) if enough else fitted
+        combination = Combination.fit(p[:, rest], y[rest], groups[rest], calibration, owner) if enough else fitted
         for option, q in combination.apply(p[:, test]).items():
             out[option][test] = q
     return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -19,7 +19,7 @@ from histoweave.models.fusion._heads import HEADS
 from histoweave.models.fusion._inner import inner_folds
 from histoweave.models.fusion._members import ask_members, fit_members, members_of, modality_of
 
-METHODS = ("stack", "concat")
+METHODS = ("stack", "concat", "gated")
 ARGUMENTS = ("method", "heads", "decision", "calibration", "coverage", "n_inner", "random_state")
 FITTED = ("classes", "modalities", "widths")
 
@@ -35,6 +35,8 @@ class FusionClassifier(Model):
     method
         ``"stack"``: heads on each modality alone, combined by a pool fitted on predictions out of fold; robust
         to a useless modality. ``"concat"``: heads on the modalities side by side; can use interactions.
+        ``"gated"``: heads as for ``"stack"``, and a gate that weighs the modalities row by row, see
+        :meth:`spot_weights`.
     heads
         Kinds of heads, ``"linear"`` (class-balanced logistic regression) and ``"forest"`` (extremely
         randomised trees); several are pooled.
@@ -158,6 +160,7 @@ class FusionClassifier(Model):
             options = {"kinds": self.heads, "joint": self.method == "concat", "random_state": seed}
             self._members, out_of_fold = fit_members(features, codes, fold, positions, len(names), **options)
             options = {name: getattr(self, name) for name in ("coverage", "decision", "calibration")}
+            options["gated"] = self.method == "gated"
             self._combinations, self.history = fit_combinations(
                 out_of_fold, self.modalities, self._members_of, codes, groups, fold, names, **options
             )
@@ -189,31 +192,68 @@ class FusionClassifier(Model):
         """
         return self._predict(features, modalities)[0]
 
-    def _predict(
-        self, features: Mapping[str, np.ndarray], modalities: Sequence[str] | None = None
-    ) -> tuple[np.ndarray, pd.DataFrame]:
-        """Return calibrated probabilities, NaN for rows without any modality, and what `predict` does."""
+    def _parts(
+        self, features: Mapping[str, np.ndarray], modalities: Sequence[str] | None
+    ) -> tuple[int, Iterator[tuple[Subset, np.ndarray, np.ndarray]]]:
+        """Return the number of rows, and per subset of modalities ``(subset, its rows, what its heads say)``."""
         require_fitted(self, "classes")
         fitted = {m for chosen in self._combinations for m in chosen}
         blocks = rows_to_predict(features, modalities, fitted, self.widths)
         present = np.stack([~np.isnan(block).any(axis=1) for block in blocks.values()], axis=1)
-        p = np.full((len(present), len(self.classes)), np.nan)
-        answer = pd.DataFrame({"predicted": None, "confidence": np.nan, "abstain": True}, index=range(len(present)))
-        predicted, confidence, abstain = (answer[name].to_numpy().copy() for name in answer)
-        for pattern in np.unique(present, axis=0):
-            here = {m for m, measured in zip(blocks, pattern, strict=True) if measured}
-            chosen = max((c for c in self._combinations if here.issuperset(c)), key=len, default=())
-            if not chosen:
-                continue
-            rows = np.flatnonzero((present == pattern).all(axis=1))
-            combination = self._combinations[chosen]
-            found = combination.apply(ask_members(self._members, self._members_of(chosen), blocks, rows))
+
+        def parts() -> Iterator[tuple[Subset, np.ndarray, np.ndarray]]:
+            for pattern in np.unique(present, axis=0):
+                here = {m for m, measured in zip(blocks, pattern, strict=True) if measured}
+                chosen = max((c for c in self._combinations if here.issuperset(c)), key=len, default=())
+                if chosen:
+                    rows = np.flatnonzero((present == pattern).all(axis=1))
+                    yield chosen, rows, ask_members(self._members, self._members_of(chosen), blocks, rows)
+
+        return len(present), parts()
+
+    def _predict(
+        self, features: Mapping[str, np.ndarray], modalities: Sequence[str] | None = None
+    ) -> tuple[np.ndarray, pd.DataFrame]:
+        """Return calibrated probabilities, NaN for rows without any modality, and what `predict` does."""
+        n, parts = self._parts(features, modalities)
+        p = np.full((n, len(self.classes)), np.nan)
+        predicted, confidence = np.full(n, None, dtype=object), np.full(n, np.nan)
+        abstain = np.ones(n, dtype=bool)
+        for chosen, rows, said in parts:
+            found = self._combinations[chosen].apply(said)
             decided = found[self.decision].argmax(axis=1)
             p[rows] = found["accuracy"]
             predicted[rows] = np.asarray(self.classes, dtype=object)[decided]
             confidence[rows] = p[rows, decided]
-            abstain[rows] = ~(confidence[rows] >= combination.threshold)
+            abstain[rows] = ~(confidence[rows] >= self._combinations[chosen].threshold)
         return p, pd.DataFrame({"predicted": predicted, "confidence": confidence, "abstain": abstain})
+
+    def spot_weights(
+        self, features: Mapping[str, np.ndarray], *, modalities: Sequence[str] | None = None
+    ) -> pd.DataFrame:
+        """Return the weight of every modality at every row, for ``method="gated"``.
+
+        Parameters
+        ----------
+        features, modalities
+            As for :meth:`predict_proba`.
+
+        Returns
+        -------
+        A DataFrame with one column a modality. A row's weights sum to 1; a modality that it lacks has 0, and a row
+        without any is NaN.
+        """
+        if self.method != "gated":
+            msg = f"`spot_weights` needs `method='gated'`, this classifier has {self.method!r}."
+            raise ValueError(msg)
+        n, parts = self._parts(features, modalities)
+        weights = pd.DataFrame(np.nan, index=range(n), columns=self.modalities)
+        for chosen, rows, said in parts:
+            weights.loc[rows] = 0.0
+            combination = self._combinations[chosen]
+            gated = combination.pool.spot_weights(said) if combination.gated else 1 / len(chosen)
+            weights.loc[rows, list(chosen)] = gated
+        return weights
 
     def predict(self, features: Mapping[str, np.ndarray], *, modalities: Sequence[str] | None = None) -> pd.DataFrame:
         """Return the class of every row, how sure, and whether to abstain.
@@ -234,15 +274,20 @@ class FusionClassifier(Model):
     def modality_weights(self) -> pd.Series:
         """Return how much each modality moves the answer of the full combination.
 
-        The sum over its heads of weight times spread of the log-probabilities out of fold: a head that the pool
-        does not trust and a head that says the same of every class both count nothing. Only for
-        ``method="stack"``, where heads belong to one modality.
+        For ``method="gated"`` the mean of its weights out of fold. For ``"stack"`` the sum over its heads of weight
+        times spread of the log-probabilities out of fold: a head that the pool does not trust and a head that says
+        the same of every class both count nothing. Not for ``"concat"``, whose heads see all modalities at once.
         """
         require_fitted(self, "classes")
-        if self.method != "stack":
-            msg = "`modality_weights` needs `method='stack'`: the heads of 'concat' see all modalities at once."
+        if self.method == "concat":
+            msg = (
+                "`modality_weights` needs `method='stack'` or `'gated'`: heads of 'concat' see all modalities at once."
+            )
             raise ValueError(msg)
         chosen = max(self._combinations, key=len)
+        if self._combinations[chosen].gated:
+            index = pd.Index(chosen, name="modality")
+            return pd.Series(self._combinations[chosen].pool.mean, index=index, name="weight")
         modality = pd.Index([modality_of(name) for name in self._members_of(chosen)], name="modality")
         return pd.Series(self._combinations[chosen].evidence, index=modality, name="weight").groupby(level=0).sum()
 

@@ -6,6 +6,8 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
+from histoweave.models._base import Arrays
+
 FLOOR = 1e-4  # a head is never taken to be surer than this: trees on few labels say 0 too easily
 #: The weights of a pool sum to this at least: evidence too weak to be believed still ranks the classes.
 LEAST_TRUST = 0.05
@@ -65,6 +67,17 @@ class LogPool:
     def combine(self, probabilities: np.ndarray) -> np.ndarray:
         """Return pooled probabilities ``(n, k)`` of ``(n_heads, n, k)``."""
         return softmax(np.tensordot(self.weights, logarithms(probabilities), axes=1) + self.bias, axis=1)
+
+    def arrays(self) -> Arrays:
+        """Return what `from_arrays` needs."""
+        return {"weights": self.weights, "bias": self.bias}
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> LogPool:
+        """Rebuild from `arrays`."""
+        pool = cls()
+        pool.weights, pool.bias = arrays["weights"], arrays["bias"]
+        return pool
 
     @classmethod
     def equal(cls, n_heads: int, n_classes: int) -> LogPool:
