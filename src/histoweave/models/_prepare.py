@@ -15,6 +15,7 @@ from histoweave._calibration import CROP_PITCHES, array_pitch_um, um_per_pixel
 from histoweave._record import recorded
 from histoweave._resolve import get_table, has_image, replace_table, section_column, sections
 from histoweave._validate import listing, require_labels, warn
+from histoweave.models.gene_autoencoder._genes import NAME_COLUMNS
 from histoweave.pp._blocks import cut_blocks, reach_px
 from histoweave.pp._crops import crops
 from histoweave.pp._expression import raw_counts
@@ -57,7 +58,7 @@ def light_table(
     light = AnnData(
         counts if counts is not None else sp.csr_matrix(shape, dtype=np.float32),
         obs=obs,
-        var=table.var[[]].copy() if counts is not None else None,
+        var=table.var[[c for c in NAME_COLUMNS if c in table.var]].copy() if counts is not None else None,
     )
     if spatial_key in table.obsm:
         light.obsm[_keys.SPATIAL] = np.asarray(table.obsm[spatial_key], dtype=float)

@@ -12,9 +12,10 @@ import pandas as pd
 
 from histoweave import _keys
 from histoweave._resolve import get_table
-from histoweave._validate import require_number, warn
+from histoweave._validate import listing, require_number, warn
 from histoweave.models._base import Arrays, Model, require_fitted
 from histoweave.models.gene_autoencoder._data import Expression, canonical_order, variable_genes
+from histoweave.models.gene_autoencoder._genes import GeneAlignment, align, other_names
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -110,6 +111,7 @@ class GeneEncoder(Model):
             raise ValueError(msg)
         self._learn(expression, table, labels_key)
         self.sections_seen = list(expression.rows_of)
+        self._other_names = other_names(table.var.loc[genes])
         self.genes = genes
         return self
 
@@ -159,31 +161,57 @@ class GeneEncoder(Model):
         return self._embed(self._aligned(get_table(data, table_key), layer, library_key))
 
     def overlap(self, data: AnnData | SpatialData, *, table_key: str = _keys.TABLE) -> float:
-        """Return the share of the model's genes that a table has.
+        """Return the share of the model's genes that a table has, see :meth:`alignment`.
 
         Parameters
         ----------
         data, table_key
             As for :meth:`fit`.
         """
+        return self.alignment(data, table_key=table_key).share
+
+    def alignment(self, data: AnnData | SpatialData, *, table_key: str = _keys.TABLE) -> GeneAlignment:
+        """Return which of the model's genes a table has, under which names, and which it lacks.
+
+        Genes are found by name; else by identifier or symbol in columns of ``var`` such as ``"gene_ids"`` or
+        ``"gene_name"``, of the table or of that in ``fit``; else without the version of an Ensembl identifier
+        (``"ENSG00000141510.18"``); else without regard to case. Nothing is guessed where several could be meant.
+
+        Parameters
+        ----------
+        data, table_key
+            As for :meth:`fit`.
+
+        Returns
+        -------
+        A report: ``print`` it for the counts; ``present``, ``missing``, ``renamed``, ``share``, and ``table``,
+        a DataFrame with a row for each gene.
+
+        Raises
+        ------
+        ValueError
+            Gene names of the table repeat.
+        """
         require_fitted(self, "genes")
-        return float(np.isin(self.genes, get_table(data, table_key).var_names).mean())
+        return align(self.genes, self._other_names, get_table(data, table_key).var)
 
     def _aligned(self, table: AnnData, layer: str | None, library_key: str, *, quiet: bool = False) -> Expression:
         """Align a table with the model's genes; too few are an error, some missing a warning."""
-        require_fitted(self, "genes")
-        expression = Expression(table, self.genes, layer, library_key)
-        present = expression.present
-        if present.mean() < self.min_share:
+        found = self.alignment(table)
+        if found.share < self.min_share:
             msg = (
-                f"The table has {present.sum()} of the model's {len(present)} genes ({present.mean():.0%}, at least "
-                f"{self.min_share:.0%} are needed). Model: {self.genes[:3]}...; table: "
-                f"{table.var_names[:3].tolist()}... Are gene names of the same kind?"
+                f"The table has {len(found.present)} of the model's {len(self.genes)} genes ({found.share:.0%}, at "
+                f"least {self.min_share:.0%} are needed). Model: {self.genes[:3]}...; table: "
+                f"{table.var_names[:3].tolist()}... Are gene names of the same kind? See `encoder.alignment(data)`."
             )
             raise ValueError(msg)
-        if not present.all() and not quiet:
-            warn(f"{(~present).sum()} of the model's {len(present)} genes are not in the table{self._without}")
-        return expression
+        if found.missing and not quiet:
+            n, total = len(found.missing), len(self.genes)
+            warn(f"{n} of the model's {total} genes are not in the table{self._without}")
+        if found.renamed and not quiet:
+            pairs = [f"{ours} as {theirs}" for ours, theirs in found.renamed.items()]
+            warn(f"Genes were found under other names ({listing(pairs, 3)}), see `encoder.alignment(data)`.")
+        return Expression(table, self.genes, layer, library_key, at=found._columns)
 
     @abstractmethod
     def _learn(self, expression: Expression, table: AnnData, labels_key: str) -> None:
@@ -205,6 +233,7 @@ class GeneEncoder(Model):
         require_fitted(self, "genes")
         learned, arrays = self._arrays()
         config = {name: getattr(self, name) for name in (*self._arguments(), "genes", "sections_seen")}
+        config["other_names"] = self._other_names
         if self.history is not None:
             config["history"] = self.history.to_dict("records")
         return config | learned, arrays
@@ -215,6 +244,6 @@ class GeneEncoder(Model):
         model.sections_seen = config["sections_seen"]
         if "history" in config:
             model.history = pd.DataFrame(config["history"])
-        model.genes = config["genes"]
+        model.genes, model._other_names = config["genes"], config["other_names"]
         model._restore(config, arrays)
         return model

@@ -58,6 +58,8 @@ class Expression:
         Layer of the raw counts.
     library_key
         Column of ``obs`` that names the section.
+    at
+        Column of each gene in the table, -1 where it has none. Default: that of the same name.
     rows
         Row numbers of the table to take, in this order. Default: all.
 
@@ -84,10 +86,11 @@ class Expression:
         layer: str | None,
         library_key: str,
         *,
+        at: np.ndarray | None = None,
         rows: np.ndarray | None = None,
     ) -> None:
         counts = raw_counts(table, layer)[0]
-        at = table.var_names.get_indexer(list(genes))
+        at = table.var_names.get_indexer(list(genes)) if at is None else at
         self.present = at >= 0
         self.rows = np.arange(table.n_obs) if rows is None else rows
         self.depth = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()[self.rows]
