@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -156,6 +156,17 @@ def raw_counts(table: AnnData, layer: str | None = None) -> tuple[sp.csr_matrix,
     layer
         Layer of the raw counts. Default: ``layers["counts"]`` where it exists, else ``X``.
     """
+    matrix, where = find_counts(table, layer)
+    if hasattr(matrix, "compute"):
+        matrix = matrix.compute()
+    if matrix is None or not (sp.issparse(matrix) or isinstance(matrix, np.ndarray)):
+        msg = f"`{where}` is {type(matrix).__name__}; counts in memory are needed (`adata.to_memory()`)."
+        raise TypeError(msg)
+    return checked_counts(matrix, where), where
+
+
+def find_counts(table: AnnData, layer: str | None = None) -> tuple[Any, str]:
+    """Return the matrix that should hold raw counts, unread, and where it was found."""
     if table.n_vars == 0:
         msg = "The table has no genes. Read the section with its counts, or work with the image alone."
         raise ValueError(msg)
@@ -167,20 +178,18 @@ def raw_counts(table: AnnData, layer: str | None = None) -> tuple[sp.csr_matrix,
         require_key(table.layers, layer, where="adata.layers", argument="layer")
     elif _keys.COUNTS in table.layers:
         layer = _keys.COUNTS
-    where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-    matrix = table.X if layer is None else table.layers[layer]
-    if hasattr(matrix, "compute"):
-        matrix = matrix.compute()
-    if matrix is None or not (sp.issparse(matrix) or isinstance(matrix, np.ndarray)):
-        msg = f"`{where}` is {type(matrix).__name__}; counts in memory are needed (`adata.to_memory()`)."
-        raise TypeError(msg)
+    return (table.X, "adata.X") if layer is None else (table.layers[layer], f"adata.layers[{layer!r}]")
+
+
+def checked_counts(matrix: Any, where: str) -> sp.csr_matrix:
+    """Return a matrix in memory, checked to hold raw counts, as CSR without stored zeros."""
     require_counts(matrix, where=f"`{where}`")
     counts = sp.csr_matrix(matrix)
     if sp.issparse(matrix) and not (counts.has_canonical_format and counts.data.all()):
         counts = counts.copy()
         counts.sum_duplicates()
         counts.eliminate_zeros()
-    return counts, where
+    return counts
 
 
 def _require_signal(ok: np.ndarray, total: np.ndarray, source: str, min_counts: float) -> None:

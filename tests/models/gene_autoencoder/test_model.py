@@ -172,6 +172,14 @@ def test_same_seed_same_embedding_in_any_order_of_sections(two, likelihood):
     assert torch.equal(torch.get_rng_state(), generator)
 
 
+def test_rows_in_any_order_and_company_get_the_same_embedding(two):
+    once = GeneAutoencoder(**QUICK, centre=False).fit(two)
+    turned = two[np.random.default_rng(0).permutation(two.n_obs)].copy()
+    again = GeneAutoencoder(**QUICK, centre=False).fit(turned)
+    np.testing.assert_allclose(again.embed(two), once.embed(two), atol=1e-5)
+    np.testing.assert_allclose(once.embed(two[:7].copy()), once.embed(two)[:7], atol=1e-5)
+
+
 def test_sparse_batches_give_the_same_model(two, quick):
     sparse = GeneAutoencoder(**QUICK, loading="sparse").fit_embed(two)
     np.testing.assert_allclose(sparse, quick.embed(two), atol=1e-4)

@@ -88,8 +88,7 @@ def test_section_order_does_not_matter(sections):
     names = sections.obs["library_id"].astype(str).to_numpy()
     order = np.concatenate([np.flatnonzero(names == n) for n in sorted(set(names), reverse=True)])
     a, b = GenePCA(5).fit_embed(sections), GenePCA(5).fit_embed(sections[order].copy())
-    sign = np.sign((a[order] * b).sum(0))
-    np.testing.assert_allclose(b * sign, a[order], atol=1e-3)
+    np.testing.assert_allclose(b, a[order], atol=1e-5)
 
 
 def test_missing_genes_beat_zero_filling(sections, fitted):

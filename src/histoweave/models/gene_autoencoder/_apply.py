@@ -70,8 +70,8 @@ class Applied(GeneEncoder):
             shown = shown & ~masker.draw(n_masks, torch_generator(self.random_state))
         shown = shown.to(rows.device)
         out = np.full((len(rows.usable), self.n_latent), np.nan, dtype=np.float32)
-        for part, x in self._batches(rows):
-            total = sum(self._net.encode(x * row, row.sum().view(1, 1)) for row in shown)
+        for part, x, around in self._batches(rows):
+            total = sum(self._net.hide(x, ~row[None], around, ~row[None]) for row in shown)
             out[part] = (total / len(shown)).cpu().numpy()
         return out
 
@@ -131,8 +131,8 @@ class Applied(GeneEncoder):
                 msg = "`genes` are all the genes that the table shares with the model: none is left to predict from."
                 raise ValueError(msg)
             visible = torch.from_numpy(shown).to(rows.device)
-            for part, x in self._batches(rows):
-                z = self._net.encode(x * visible, visible.sum().view(1, 1))
+            for part, x, around in self._batches(rows):
+                z = self._net.hide(x, ~visible[None], around, ~visible[None])
                 found = self._net.decode(z, section[part])
                 out[np.ix_(part, group)] = self._log_values(found, means[rows.section_number[part]])[:, group]
         wanted = list(self.genes) if genes is None else list(genes)
@@ -188,13 +188,16 @@ class Applied(GeneEncoder):
         )  # fmt: skip
 
     def _rows(self, expression: Expression) -> Rows:
-        rows = Rows(expression, target_sum=self._target, centre=self.centre, mean=self._mean)
+        rows = Rows(
+            expression, target_sum=self._target, centre=self.centre, mean=self._mean, neighbours=self.neighbours
+        )  # fmt: skip
         return rows.to(resolve_device(self.device), loading="sparse", counts=False)
 
-    def _batches(self, rows: Rows) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        """Yield ``(row numbers, log values)`` of the rows with counts, the network being on their device."""
+    def _batches(self, rows: Rows) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor | None]]:
+        """Yield ``(row numbers, log values, those around)`` of the rows with counts, on the network's device."""
         self._net.to(rows.device)
         usable = np.flatnonzero(rows.usable)
         for start in range(0, len(usable), BATCH):
             part = usable[start : start + BATCH]
-            yield part, rows.log_batch(torch.from_numpy(part).to(rows.device))
+            number = torch.from_numpy(part).to(rows.device)
+            yield part, rows.log_batch(number), rows.around_batch(number)

@@ -37,6 +37,7 @@ BOUNDS = {
     "target_sum": {"above": 0},
     "learning_rate": {"above": 0},
     "weight_decay": {"at_least": 0},
+    "correction_weight": {"above": 0},
 }  # fmt: skip
 OPTIONAL = ("target_sum", "max_epochs", "patience", "n_programmes")  # may be None
 
@@ -82,7 +83,8 @@ class GeneEncoder(Model):
         Parameters
         ----------
         data
-            AnnData or SpatialData object.
+            AnnData or SpatialData object. A matrix that is backed by a file or a Dask array is read a few thousand
+            rows at a time; the chosen genes are kept in temporary files.
         labels_key
             Labels in ``obs`` for ``method="scanvi"``, missing for unlabelled rows. No other encoder looks at labels.
         layer

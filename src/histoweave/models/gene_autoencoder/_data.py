@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 import torch
 from anndata import AnnData
@@ -14,25 +15,31 @@ from histoweave import _keys
 from histoweave._resolve import section_column
 from histoweave._validate import warn
 from histoweave.models._sections import MIN_SPOTS
-from histoweave.pp._expression import expression, raw_counts
+from histoweave.models.gene_autoencoder._counts import BLOCK, CountReader, column_sums
+from histoweave.pp._expression import expression
+from histoweave.pp._graph import ring_graphs
 
+VARIABLE_ROWS = 20_000  # dispersions of this many rows have settled; more only cost memory
 DENSE_BYTES = 2 * 2**30  # a dense matrix up to this size is kept on the CPU
 LOADINGS = ("auto", "dense", "sparse")
 
 
 def variable_genes(table: AnnData, layer: str | None, n_top_genes: int, library_key: str) -> list[str]:
-    """Return the genes marked in ``var["highly_variable"]``, else the most variable ones."""
-    counts = raw_counts(table, layer)[0]
+    """Return the genes marked in ``var["highly_variable"]``, else the most variable ones of at most 20,000 rows."""
     if "highly_variable" in table.var:
         chosen = table.var["highly_variable"].to_numpy(dtype=bool)
-    elif counts.nnz:
-        obs = table.obs[[library_key]] if library_key in table.obs else None
+    else:
+        rows = canonical_order(table, library_key)
+        if len(rows) > VARIABLE_ROWS:
+            rows = rows[np.linspace(0, len(rows) - 1, VARIABLE_ROWS).astype(int)]
+        counts = CountReader(table, layer).take(rows)
+        if not counts.nnz:
+            msg = f"At least 2 rows with counts are needed, found 0 of {table.n_obs}."
+            raise ValueError(msg)
+        obs = pd.DataFrame({library_key: section_column(table, library_key)[rows]}, index=table.obs_names[rows])
         bare = AnnData(counts, obs=obs, var=table.var[[]])
         expression(bare, n_top_genes=n_top_genes, library_key=library_key)
         chosen = bare.var["highly_variable"].to_numpy(dtype=bool)
-    else:
-        msg = f"At least 2 rows with counts are needed, found 0 of {table.n_obs}."
-        raise ValueError(msg)
     names = table.var_names[chosen].astype(str).tolist()
     if len(names) < 2:
         msg = f"At least 2 variable genes are needed, found {len(names)}. Check `adata.var['highly_variable']`."
@@ -89,25 +96,36 @@ class Expression:
         at: np.ndarray | None = None,
         rows: np.ndarray | None = None,
     ) -> None:
-        counts = raw_counts(table, layer)[0]
+        reader = CountReader(table, layer)
         at = table.var_names.get_indexer(list(genes)) if at is None else at
         self.present = at >= 0
         self.rows = np.arange(table.n_obs) if rows is None else rows
-        self.depth = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()[self.rows]
+        self.counts, self.depth = reader.columns(at, rows)
         self.usable = self.depth > 0
-        self.counts = spread_columns(counts[:, at[self.present]], self.present)
-        if rows is not None:
-            self.counts = self.counts[rows]
+        self._store, self._table, self._library_key = reader.store, table, library_key
         self.genes = list(genes)
         self.section = section_column(table, library_key)[self.rows].astype(str)
         self.rows_of = {str(name): np.flatnonzero(self.section == name) for name in dict.fromkeys(self.section)}
 
     def log(self, target_sum: float) -> sp.csr_matrix:
         """Return ``log(1 + target_sum * counts / depth)``, sparse float32."""
-        out = self.counts.copy()
-        scale = np.repeat(target_sum / np.maximum(self.depth, 1e-12), np.diff(out.indptr))
-        out.data = np.log1p(out.data * scale).astype(np.float32)
-        return out
+
+        def logs() -> Iterator[sp.csr_matrix]:
+            for start in range(0, len(self.depth), BLOCK):
+                part = self.counts[start : start + BLOCK]
+                depth = np.maximum(self.depth[start : start + BLOCK], 1e-12)
+                scale = np.repeat(target_sum / depth, np.diff(part.indptr))
+                values = np.log1p(part.data * scale).astype(np.float32)
+                yield sp.csr_matrix((values, part.indices, part.indptr), shape=part.shape)
+
+        return self._store(logs(), len(self.genes))
+
+    def neighbours(self) -> sp.csr_matrix:
+        """Return the weights ``(n_rows, n_rows)`` of the mean over each row's next neighbours that have counts."""
+        ring = ring_graphs(self._table, n_rings=1, library_key=self._library_key)[0][self.rows][:, self.rows]
+        ring = ring.astype(np.float32) @ sp.diags(self.usable.astype(np.float32))
+        degree = np.asarray(ring.sum(axis=1)).ravel()
+        return sp.csr_matrix(sp.diags(1 / np.maximum(degree, 1)) @ ring, dtype=np.float32)
 
     def median_depth(self) -> float:
         """Return the median depth of the rows with counts."""
@@ -127,6 +145,8 @@ class Rows:
         Centre each gene within each section; otherwise by the training rows' mean.
     mean
         Mean log value of each gene in training ``(genes,)``, ``None`` to take that of this table.
+    neighbours
+        Prepare the mean of each row's neighbours as well.
 
     Attributes
     ----------
@@ -139,7 +159,13 @@ class Rows:
     """
 
     def __init__(
-        self, expression: Expression, *, target_sum: float, centre: bool, mean: np.ndarray | None = None
+        self,
+        expression: Expression,
+        *,
+        target_sum: float,
+        centre: bool,
+        mean: np.ndarray | None = None,
+        neighbours: bool = False,
     ) -> None:
         self.present, self.usable, self.rows_of = expression.present, expression.usable, expression.rows_of
         self.counts, self.log = expression.counts, expression.log(target_sum)
@@ -152,12 +178,13 @@ class Rows:
         self.means[:, ~self.present] = 0
         if centre:
             self._tell_small()
+        self._neighbours = expression.neighbours() if neighbours else None
         self._dense: dict[str, Tensor] = {}
 
     def _mean_of(self, rows: np.ndarray) -> np.ndarray:
         if not len(rows):
             return np.zeros(self.log.shape[1], dtype=np.float32)
-        return np.asarray(self.log[rows].mean(axis=0, dtype=np.float64)).ravel().astype(np.float32)
+        return (column_sums(self.log, rows) / len(rows)).astype(np.float32)
 
     def _centre_of(self, rows: np.ndarray, centre: bool) -> np.ndarray:
         measured = rows[self.usable[rows]]
@@ -197,18 +224,20 @@ class Rows:
         values = torch.from_numpy(self.log[rows.cpu().numpy()].toarray()).to(self.device)
         return values - self._means[self._section[rows]]
 
+    def around_batch(self, rows: Tensor) -> Tensor | None:
+        """Return the mean of the neighbours' centred log values, 0 without neighbours; ``None`` if not prepared."""
+        if self._neighbours is None:
+            return None
+        weights = self._neighbours[rows.cpu().numpy()]
+        beside = np.unique(weights.indices)
+        values = self.log_batch(torch.from_numpy(beside).long().to(self.device))
+        return torch.from_numpy(weights[:, beside].toarray()).to(self.device) @ values
+
     def count_batch(self, rows: Tensor) -> Tensor:
         """Return raw counts ``(len(rows), genes)`` on the device."""
         if "counts" in self._dense:
             return self._dense["counts"].index_select(0, rows)
         return torch.from_numpy(self.counts[rows.cpu().numpy()].toarray()).to(self.device)
-
-
-def spread_columns(counts: sp.csr_matrix, present: np.ndarray) -> sp.csr_matrix:
-    """Return the columns at their place among the model's genes; the others are empty."""
-    counts = sp.csr_matrix(counts, dtype=np.float32)
-    indices = np.flatnonzero(present)[counts.indices]
-    return sp.csr_matrix((counts.data, indices, counts.indptr), shape=(counts.shape[0], len(present)))
 
 
 def _room(device: str) -> int:

@@ -12,9 +12,11 @@ import torch
 
 from histoweave._device import resolve_device, resolve_precision
 from histoweave._random import child_seeds, torch_seed
-from histoweave._validate import require_choice, require_number
+from histoweave._validate import require_choice, require_number, warn
 from histoweave.models._base import Arrays, prefixed, subset
 from histoweave.models.gene_autoencoder._apply import Applied
+from histoweave.models.gene_autoencoder._correction import CORRECTIONS
+from histoweave.models.gene_autoencoder._counts import column_sums
 from histoweave.models.gene_autoencoder._data import LOADINGS, Expression, Rows
 from histoweave.models.gene_autoencoder._losses import LIKELIHOODS
 from histoweave.models.gene_autoencoder._masking import (
@@ -53,6 +55,15 @@ class GeneAutoencoder(Applied):
         A GMT file or ``{name: genes}`` for the latter two. Default: programmes learned by co-expression.
     n_programmes
         Number of learned programmes. Default: one for 40 genes.
+    neighbours
+        Show the encoder the mean of the spots beside as well (ring 1, see :func:`histoweave.pp.spatial_context`), of
+        which genes are hidden at the same rate. Tables then need positions.
+    batch_correction
+        Make the embedding forget the section: ``"adversarial"`` (a classifier of sections, its gradient reversed),
+        ``"mmd"`` (maximum mean discrepancy between the sections). It needs two sections. What truly differs
+        between sections is forgotten as well; ``validation_fraction`` then no longer chooses the epoch.
+    correction_weight
+        Weight of that term; it rises over the first half of the epochs.
     widths
         Hidden layers of the encoder; the decoder has them in reverse.
     dropout
@@ -127,6 +138,9 @@ class GeneAutoencoder(Applied):
         mask_rate: float = 0.5,
         programmes: str | os.PathLike[str] | Mapping[str, Sequence[str]] | None = None,
         n_programmes: int | None = None,
+        neighbours: bool = False,
+        batch_correction: str | None = None,
+        correction_weight: float = 1.0,
         widths: Sequence[int] = (256, 128),
         dropout: float = 0.3,
         centre: bool = True,
@@ -151,6 +165,7 @@ class GeneAutoencoder(Applied):
         require_choice(likelihood, LIKELIHOODS, argument="likelihood")
         require_choice(masking, MASKINGS, argument="masking")
         require_choice(loading, LOADINGS, argument="loading")
+        require_choice(batch_correction, (None, *CORRECTIONS), argument="batch_correction")
         for width in widths:
             require_number(width, argument="widths", at_least=1, integer=True)
         if not len(widths):
@@ -169,7 +184,9 @@ class GeneAutoencoder(Applied):
 
         self._target = float(self.target_sum or expression.median_depth())
         device = resolve_device(self.device)
-        rows = Rows(expression, target_sum=self._target, centre=self.centre)
+        if self.batch_correction and len(expression.rows_of) < 2:
+            warn("`batch_correction` needs two sections or more; the table is one section, so it is left out.")
+        rows = Rows(expression, target_sum=self._target, centre=self.centre, neighbours=self.neighbours)
         rows.to(device, loading=self.loading, counts=self.likelihood != "mse")
         genes = expression.genes
         init_seed, train_seed, programme_seed = child_seeds(self.random_state, 3)
@@ -189,6 +206,8 @@ class GeneAutoencoder(Applied):
             weight_decay=self.weight_decay,
             validation_fraction=self.validation_fraction,
             patience=self.patience,
+            batch_correction=self.batch_correction,
+            correction_weight=self.correction_weight,
             precision=resolve_precision(self.precision, device),
             seed=train_seed,
         )
@@ -200,7 +219,7 @@ class GeneAutoencoder(Applied):
     def _network(self, n_genes: int, n_sections: int) -> GeneNetwork:
         return GeneNetwork(
             n_genes, n_sections, likelihood=self.likelihood, widths=self.widths, n_latent=self.n_latent,
-            dropout=self.dropout,
+            dropout=self.dropout, neighbours=self.neighbours,
         )  # fmt: skip
 
     def _choose_programmes(self, rows: Rows, genes: list[str], seed: int) -> dict[str, list[str]]:
@@ -242,8 +261,7 @@ def _start_at_mean(network: GeneNetwork, rows: Rows) -> None:
         network.last.weight.mul_(0.1)
         if network.likelihood == "mse":
             return  # centred values have mean 0
-        counts = rows.counts[np.flatnonzero(rows.usable)]
-        total = np.asarray(counts.sum(axis=0, dtype=np.float64)).ravel()
+        total = column_sums(rows.counts, np.flatnonzero(rows.usable))
         depth = float(rows.depth[torch.from_numpy(rows.usable)].sum(dtype=torch.float64))
         share = np.append(np.maximum(total, 0.5), max(depth - total.sum(), 0.5)) / depth
         network.last.bias.copy_(torch.from_numpy(np.log(share)))

@@ -28,16 +28,27 @@ class GeneNetwork(nn.Module):
         Dimensions of the embedding.
     dropout
         Share of hidden units that are dropped in training.
+    neighbours
+        The encoder is shown the mean of each spot's neighbours as well.
     """
 
     def __init__(
-        self, n_genes: int, n_sections: int, *, likelihood: str, widths: Sequence[int], n_latent: int, dropout: float
+        self,
+        n_genes: int,
+        n_sections: int,
+        *,
+        likelihood: str,
+        widths: Sequence[int],
+        n_latent: int,
+        dropout: float,
+        neighbours: bool = False,
     ) -> None:
         super().__init__()
         self.n_genes, self.likelihood = n_genes, likelihood
         # the sum over the visible genes is rescaled to all genes before the bias is added
         self.first = nn.Linear(n_genes, widths[0], bias=False)
         self.first_bias = nn.Parameter(torch.zeros(widths[0]))
+        self.around = nn.Linear(n_genes, widths[0], bias=False) if neighbours else None
         self.encoder = nn.Sequential(*_tail(dropout), *_layers(widths, dropout))
         self.latent = nn.Linear(widths[-1], n_latent)
         back = [*reversed(widths)]
@@ -56,7 +67,9 @@ class GeneNetwork(nn.Module):
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
 
-    def encode(self, x: Tensor, visible: Tensor) -> Tensor:
+    def encode(
+        self, x: Tensor, visible: Tensor, around: Tensor | None = None, visible_around: Tensor | None = None
+    ) -> Tensor:
         """Return the embedding ``(n, n_latent)``.
 
         Parameters
@@ -66,9 +79,13 @@ class GeneNetwork(nn.Module):
         visible
             Number of genes that are not hidden ``(n, 1)``. What the first layer sums over fewer genes is scaled
             up to all of them.
+        around, visible_around
+            The same of the neighbours' mean, where the network is shown it.
         """
-        h = self.first(x) * (self.n_genes / visible.clamp(min=1))
-        return self.latent(self.encoder(h + self.first_bias))
+        h = self.first(x) * (self.n_genes / visible.clamp(min=1)) + self.first_bias
+        if self.around is not None:
+            h = h + self.around(around) * (self.n_genes / visible_around.clamp(min=1))
+        return self.latent(self.encoder(h))
 
     def decode(self, z: Tensor, section: Tensor) -> dict[str, Tensor]:
         """Return what the likelihood needs; ``section`` ``(n,)`` is -1 for one that was not in training."""
@@ -85,10 +102,19 @@ class GeneNetwork(nn.Module):
             found["logits"] = self.extra_zero(h).float()
         return found
 
+    def hide(self, x: Tensor, mask: Tensor, around: Tensor | None = None, mask_around: Tensor | None = None) -> Tensor:
+        """Return the embedding without the genes in ``mask``, those of the neighbours in ``mask_around``."""
+        seen = ~mask
+        if around is None:
+            return self.encode(x * seen, seen.sum(dim=1, keepdim=True))
+        beside = ~mask_around
+        return self.encode(
+            x * seen, seen.sum(dim=1, keepdim=True), around * beside, beside.sum(dim=1, keepdim=True)
+        )  # fmt: skip
+
     def forward(self, x: Tensor, mask: Tensor, section: Tensor) -> dict[str, Tensor]:
         """Hide the genes in ``mask`` and predict all."""
-        seen = ~mask
-        return self.decode(self.encode(x * seen, seen.sum(dim=1, keepdim=True)), section)
+        return self.decode(self.hide(x, mask), section)
 
     def loss(self, out: dict[str, Tensor], target: Tensor, depth: Tensor, mask: Tensor) -> Tensor:
         """Return the mean loss over the hidden genes.

@@ -17,6 +17,7 @@ from torch import Tensor
 from histoweave._random import child_seeds, torch_generator, torch_seed
 from histoweave._settings import track
 from histoweave.models._lightning import Resumable, fit
+from histoweave.models.gene_autoencoder._correction import correction
 from histoweave.models.gene_autoencoder._data import Rows, balanced_order
 from histoweave.models.gene_autoencoder._masking import Masker
 from histoweave.models.gene_autoencoder._module import GeneNetwork
@@ -32,6 +33,8 @@ class Training:
     ----------
     max_epochs, batch_size, learning_rate, weight_decay, validation_fraction, patience
         As for :class:`histoweave.models.GeneAutoencoder`.
+    batch_correction, correction_weight
+        As there.
     precision
         ``"float32"`` or ``"bfloat16"``.
     seed
@@ -44,6 +47,8 @@ class Training:
     weight_decay: float
     validation_fraction: float
     patience: int | None
+    batch_correction: str | None
+    correction_weight: float
     precision: str
     seed: int
 
@@ -91,6 +96,9 @@ class MaskedTraining(Resumable):
         self._trained = np.sort(shuffled[n_held_out:])
         self.history = []
         self._best, self._best_weights, self._since = math.inf, None, 0
+        n_latent = network.latent.out_features
+        with torch_seed(self._dropout_seed):
+            self.correction = correction(plan.batch_correction, n_latent, len(rows.rows_of))
 
     def train_dataloader(self) -> Batches:
         """Return the batches of the current epoch, in a new balanced order."""
@@ -101,16 +109,21 @@ class MaskedTraining(Resumable):
             self.trainer.world_size,
         )  # fmt: skip
 
-    def _loss(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        x = self._data.log_batch(rows)
+    def _loss(self, rows: Tensor, generator: torch.Generator, corrected: bool = False) -> Tensor:
+        x, around, section = self._data.log_batch(rows), self._data.around_batch(rows), self._data._section[rows]
         target = x if self.network.likelihood == "mse" else self._data.count_batch(rows)
         mask = self._masker.draw(len(rows), generator)
-        out = self.network(x, mask, self._data._section[rows])
-        return self.network.loss(out, target, self._data.depth[rows], mask)
+        # a neighbour's genes are hidden on their own: it may show what the spot must predict, or may not
+        z = self.network.hide(x, mask, around, None if around is None else self._masker.draw(len(rows), generator))
+        loss = self.network.loss(self.network.decode(z, section), target, self._data.depth[rows], mask)
+        if corrected and self.correction is not None:
+            rise = min(1.0, 2 * self.current_epoch / self.plan.max_epochs)  # first learn, then forget
+            loss = loss + self.correction(z.float(), section, rise * self.plan.correction_weight)
+        return loss
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Hide genes of a batch and predict them."""
-        loss = self._loss(batch, self._generator)
+        loss = self._loss(batch, self._generator, corrected=True)
         self._sum += torch.stack([loss.detach() * len(batch), torch.tensor(float(len(batch)), device=loss.device)])
         return loss
 
@@ -165,7 +178,8 @@ class MaskedTraining(Resumable):
             raise FloatingPointError(msg)
         if len(self._held_out):
             scores["validation_loss"] = self._validate()
-            self._remember(scores["validation_loss"])
+            if self.correction is None:  # else the best prediction is that before the section is forgotten
+                self._remember(scores["validation_loss"])
         self.history.append(scores)
 
     @torch.no_grad()
