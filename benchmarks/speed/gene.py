@@ -194,7 +194,7 @@ def scvi_curve(table, likelihood: str, epochs: int) -> list:
     scvi.model.SCVI.setup_anndata(train)
     model = scvi.model.SCVI(train, gene_likelihood=likelihood)
     x = torch.from_numpy(table.X[held].toarray())
-    tensors = {"X": x, "batch": torch.zeros(len(x), 1)}
+    tensors = {"X": x, "batch": torch.zeros(len(x), 1), "labels": torch.zeros(len(x), 1)}
 
     @torch.no_grad()
     def score() -> tuple[float, float]:

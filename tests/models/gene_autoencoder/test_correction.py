@@ -11,7 +11,7 @@ from sklearn.model_selection import cross_val_score
 import histoweave as hw
 from histoweave._validate import HistoweaveWarning
 from histoweave.models import GeneAutoencoder
-from histoweave.models.gene_autoencoder._correction import Adversary, Discrepancy
+from histoweave.models.gene_autoencoder._correction import Discrepancy
 from histoweave.pp._graph import ring_graphs
 
 SMALL = {"n_latent": 10, "widths": (48,), "max_epochs": 25, "patience": None}
@@ -44,11 +44,8 @@ def uncorrected(batches):
     return GeneAutoencoder(**SMALL, centre=False).fit_embed(batches)
 
 
-@pytest.mark.parametrize(("kind", "weight"), [("adversarial", 2.0), ("mmd", 10.0)])
-def test_the_section_is_forgotten_and_the_region_is_not(batches, uncorrected, kind, weight):
-    Z = GeneAutoencoder(
-        **SMALL, centre=False, batch_correction=kind, correction_weight=weight
-    ).fit_embed(batches)  # fmt: skip
+def test_the_section_is_forgotten_and_the_region_is_not(batches, uncorrected):
+    Z = GeneAutoencoder(**SMALL, centre=False, batch_correction="mmd").fit_embed(batches)
     section, region = batches.obs["library_id"].astype(str), batches.obs["region_truth"].astype(str)
     assert readable(uncorrected, section) > 0.95
     assert readable(Z, section) < readable(uncorrected, section) - 0.05
@@ -61,15 +58,6 @@ def test_one_section_as_its_own_batch_is_told(section):
         model.fit(section)
     plain = GeneAutoencoder(**SMALL | {"max_epochs": 1}).fit_embed(section)
     np.testing.assert_array_equal(model.embed(section), plain)
-
-
-def test_gradient_of_the_adversary_is_reversed():
-    z = torch.randn(30, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    section = torch.arange(30) % 2
-    adversary = Adversary(4, 2)
-    adversary(z, section, 1.0).backward()
-    step = z.detach() - 0.5 * z.grad
-    assert adversary(step, section, 1.0) > adversary(z, section, 1.0)
 
 
 def test_discrepancy_is_that_of_the_formula():
@@ -89,7 +77,7 @@ def test_discrepancy_is_that_of_the_formula():
 
 
 def test_neighbours_help_where_spots_are_shallow():
-    options = {"n_rows": 13, "n_cols": 13, "n_genes": 100, "n_regions": 3, "image": False, "depth": 150}
+    options = {"n_rows": 13, "n_cols": 13, "n_genes": 100, "n_regions": 3, "image": False, "depth": 60}
     shallow = hw.datasets.simulate_sections(2, **options)
     region = shallow.obs["region_truth"].astype(str).to_numpy()
     alone = GeneAutoencoder(**SMALL).fit(shallow)
@@ -98,7 +86,7 @@ def test_neighbours_help_where_spots_are_shallow():
 
 
 def test_neighbours_are_the_mean_of_ring_one_and_need_positions(section):
-    model = GeneAutoencoder(**SMALL | {"max_epochs": 1}, neighbours=True, loading="sparse").fit(section)
+    model = GeneAutoencoder(**SMALL | {"max_epochs": 1}, neighbours=True, centre=False, loading="sparse").fit(section)
     rows = model._rows(model._aligned(section, None, "library_id"))
     around = rows.around_batch(torch.arange(5)).numpy()
     ring = ring_graphs(section, n_rings=1)[0]

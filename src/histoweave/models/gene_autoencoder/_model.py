@@ -59,9 +59,9 @@ class GeneAutoencoder(Applied):
         Show the encoder the mean of the spots beside as well (ring 1, see :func:`histoweave.pp.spatial_context`), of
         which genes are hidden at the same rate. Tables then need positions.
     batch_correction
-        Make the embedding forget the section: ``"adversarial"`` (a classifier of sections, its gradient reversed),
-        ``"mmd"`` (maximum mean discrepancy between the sections). It needs two sections. What truly differs
-        between sections is forgotten as well; ``validation_fraction`` then no longer chooses the epoch.
+        ``"mmd"`` makes the embedding forget the section: the maximum mean discrepancy between sections (Gretton et
+        al., 2012, JMLR 13:723) is added to the loss. It needs two sections. What truly differs between them is
+        forgotten as well; ``validation_fraction`` then no longer chooses the epoch.
     correction_weight
         Weight of that term; it rises over the first half of the epochs.
     widths
@@ -140,7 +140,7 @@ class GeneAutoencoder(Applied):
         n_programmes: int | None = None,
         neighbours: bool = False,
         batch_correction: str | None = None,
-        correction_weight: float = 1.0,
+        correction_weight: float = 10.0,
         widths: Sequence[int] = (256, 128),
         dropout: float = 0.3,
         centre: bool = True,

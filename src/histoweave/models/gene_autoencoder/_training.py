@@ -96,9 +96,7 @@ class MaskedTraining(Resumable):
         self._trained = np.sort(shuffled[n_held_out:])
         self.history = []
         self._best, self._best_weights, self._since = math.inf, None, 0
-        n_latent = network.latent.out_features
-        with torch_seed(self._dropout_seed):
-            self.correction = correction(plan.batch_correction, n_latent, len(rows.rows_of))
+        self.correction = correction(plan.batch_correction, len(rows.rows_of))
 
     def train_dataloader(self) -> Batches:
         """Return the batches of the current epoch, in a new balanced order."""
