@@ -48,14 +48,21 @@ class LinearMap:
             max(pca.noise_variance_, 1e-8),
         )
 
-    def apply(self, X: np.ndarray, present: np.ndarray | None = None) -> np.ndarray:
-        """Project ``(n, d)`` to ``(n, n_components)`` float32, from the features in the mask ``present`` ``(d,)``."""
+    def weights(self, present: np.ndarray | None = None) -> np.ndarray:
+        """Return the projection ``(n_components, d)`` from the features in the mask ``present``, 0 at the others."""
         present = np.ones(len(self.mean), dtype=bool) if present is None else present
         W = self.components[:, present]
         # noise relative to what each component explains beyond it, as in the posterior of the latent position
         ridge = self.noise / np.maximum(self.variance - self.noise, 1e-3 * self.noise)
-        solve = np.linalg.solve(W @ W.T + np.diag(ridge), W)
-        return ((X[:, present] - self.mean[present]) @ solve.T).astype(np.float32)
+        out = np.zeros_like(self.components)
+        out[:, present] = np.linalg.solve(W @ W.T + np.diag(ridge), W)
+        return out
+
+    def apply(self, X: np.ndarray, present: np.ndarray | None = None) -> np.ndarray:
+        """Project ``(n, d)`` to ``(n, n_components)`` float32, from the features in the mask ``present`` ``(d,)``."""
+        present = np.ones(len(self.mean), dtype=bool) if present is None else present
+        weights = self.weights(present)[:, present]
+        return ((X[:, present] - self.mean[present]) @ weights.T).astype(np.float32)
 
     def arrays(self) -> Arrays:
         """Return the arrays that `from_arrays` takes."""

@@ -5,6 +5,7 @@ from ._encoders import gene_encoder as gene_encoder
 from ._encoders import image_encoder as image_encoder
 from ._evaluate import evaluate as evaluate
 from ._fusion import fusion_classifier as fusion_classifier
+from ._gene_importance import gene_importance as gene_importance
 from ._gene_programmes import gene_programmes as gene_programmes
 from ._grad_cam import grad_cam as grad_cam
 from ._impute import impute as impute

@@ -59,7 +59,7 @@ def fit_head(
             known = test[np.isin(y[test], y[train])]
             if len(known):
                 p[known] = head.fit(X[train], y[train], n_classes, seed).predict_proba(X[known])
-        loss = _balanced_log_loss(p, y)
+        loss = balanced_log_loss(p, y)
         if loss < best_loss:
             best, best_loss, best_p = head, loss, p
     return best.fit(X, y, n_classes, seed), best_p
@@ -78,7 +78,8 @@ def apart(test: np.ndarray, positions: np.ndarray | None) -> np.ndarray:
     return train[distance >= min(1.0, np.median(distance))]
 
 
-def _balanced_log_loss(p: np.ndarray, y: np.ndarray) -> float:
+def balanced_log_loss(p: np.ndarray, y: np.ndarray) -> float:
+    """Return the log loss of the rows that are not NaN, every class counting the same."""
     rows = np.flatnonzero(~np.isnan(p[:, 0]))
     if not len(rows):
         return np.inf
