@@ -2,17 +2,78 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from anndata import AnnData
 
 from histoweave import _keys
-from histoweave._validate import listing, warn
-from histoweave.models.image_encoder._model import FEATURES
+from histoweave._random import child_seeds
+from histoweave._validate import listing, require_choice, warn
+from histoweave.models._base import require_fitted
+from histoweave.models.gene_autoencoder import ENCODERS
+from histoweave.models.image_encoder import ImageEncoder
+from histoweave.models.image_encoder._model import FEATURES, METHODS
 from histoweave.pp._context import context_features
 from histoweave.pp._graph import ring_graphs
+
+
+def image_source(image: str | os.PathLike[str] | ImageEncoder | None) -> str | ImageEncoder | None:
+    """Return the name of a method as it is, and a fitted encoder for one that is given or saved in a folder."""
+    if isinstance(image, os.PathLike) or (image not in (*METHODS, None) and Path(str(image)).is_dir()):
+        return ImageEncoder.load(image)
+    if isinstance(image, ImageEncoder):
+        require_fitted(image, "sections_seen")
+    else:
+        require_choice(image, (*METHODS, None), argument="image")
+    return image
+
+
+def new_encoders(
+    light: AnnData,
+    sizes: Mapping[str, float | None],
+    *,
+    image: str | ImageEncoder | None,
+    genes: str | None,
+    image_options: Mapping[str, Any],
+    gene_options: Mapping[str, Any],
+    random_state: int,
+) -> dict[str, Any]:
+    """Return encoders for the modalities that the table has, not fitted but for one that was given.
+
+    Parameters
+    ----------
+    light
+        Its counts, if any, are in ``X``.
+    sizes
+        Its kinds of crops.
+    image, genes, image_options, gene_options, random_state
+        As for :class:`histoweave.models.RegionClassifier`.
+    """
+    image_seed, gene_seed = child_seeds(random_state, 2)
+    encoders: dict[str, Any] = {}
+    if sizes and isinstance(image, ImageEncoder):
+        encoders["image"] = deepcopy(image)
+    elif sizes:
+        options = {"method": image, "crops_keys": tuple(sizes), "random_state": image_seed}
+        encoders["image"] = ImageEncoder(**options | image_options)
+    if light.n_vars:
+        encoders["gene"] = ENCODERS[genes](**{"random_state": gene_seed} | gene_options)
+    if not encoders:
+        msg = "The table has neither images, crops nor counts that this model may use, see `image=` and `genes=`."
+        raise ValueError(msg)
+    return encoders
+
+
+def fit_all(encoders: Mapping[str, Any], light: AnnData) -> dict[str, np.ndarray]:
+    """Fit the encoders that are not, and return the embeddings of the table."""
+    return {
+        name: (e.embed if getattr(e, "sections_seen", None) else e.fit_embed)(light) for name, e in encoders.items()
+    }
 
 
 def embed_all(encoders: Mapping[str, Any], light: AnnData, crops_keys: Iterable[str]) -> dict[str, np.ndarray]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,11 +41,12 @@ def light_table(
     library_key: str,
     spatial_key: str,
     table_key: str,
+    crops_keys: Sequence[str] | None = None,
 ) -> tuple[AnnData, dict[str, float | None]]:
     """Return a table with counts in ``X``, crops in ``obsm`` and what neighbourhoods need; ``data`` is not changed.
 
     Crops that are there already are used when their recorded size is the wanted one and, where ``out_px`` names
-    their sides, these are right too; others are cut.
+    their sides, these are right too; others are cut. ``crops_keys`` names those that are needed, all by default.
     Also returned: the size of every kind of crop in um (``None`` where unknown), empty without images.
     """
     table = get_table(data, table_key)
@@ -66,6 +67,7 @@ def light_table(
     if not image:
         return light, {}
     sizes = dict(crop_um) if crop_um else default_sizes(data, light, table_key)
+    sizes = sizes if crops_keys is None else {key: sizes.get(key) for key in crops_keys}
     return light, _add_crops(data, table, light, sizes, out_px, table_key)
 
 

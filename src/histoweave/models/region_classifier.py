@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
@@ -9,11 +10,10 @@ import numpy as np
 import pandas as pd
 
 from histoweave import _keys
-from histoweave._random import child_seeds
 from histoweave._resolve import get_table, sections
 from histoweave._validate import require_choice, require_key, require_number
 from histoweave.models._base import Arrays, Model, prefixed, require_fitted, subset
-from histoweave.models._chain import embed_all, with_context
+from histoweave.models._chain import embed_all, fit_all, image_source, new_encoders, with_context
 from histoweave.models._prepare import inner_groups, light_table, masked_labels, reach_positions
 from histoweave.models.fusion import FusionClassifier
 from histoweave.models.gene_autoencoder import ENCODERS
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 MODALITIES = ("image", "gene")
+GIVEN = "given"  # stands for an encoder among stored arguments
 ARGUMENTS = (
     "image", "genes", "fusion", "crop_um", "out_px", "n_rings", "coverage", "image_options", "gene_options",
     "fusion_options", "random_state",
@@ -41,7 +42,8 @@ class RegionClassifier(Model):
     Parameters
     ----------
     image
-        Image encoder, ``"statistics"`` or ``"pretrained"``, or ``None`` to leave the image out.
+        Method of the :class:`ImageEncoder`, which is trained within ``fit`` on the crops where the method trains; a
+        fitted encoder or the folder of a saved one, used as it is; or ``None`` to leave the image out.
     genes
         Gene encoder, ``"pca"`` or ``"masked"``, or ``None`` to leave the genes out.
     fusion
@@ -86,7 +88,7 @@ class RegionClassifier(Model):
     def __init__(
         self,
         *,
-        image: str | None = "statistics",
+        image: str | os.PathLike[str] | ImageEncoder | None = "statistics",
         genes: str | None = "pca",
         fusion: str = "stack",
         crop_um: Mapping[str, float] | None = None,
@@ -98,7 +100,7 @@ class RegionClassifier(Model):
         fusion_options: Mapping[str, Any] | None = None,
         random_state: int = 0,
     ) -> None:
-        require_choice(image, ("statistics", "pretrained", None), argument="image")
+        image = image_source(image)
         require_choice(genes, (*ENCODERS, None), argument="genes")
         if image is None and genes is None:
             msg = "`image` and `genes` are both None: nothing to learn from."
@@ -115,7 +117,7 @@ class RegionClassifier(Model):
         self.random_state = random_state
         # wrong arguments are told now, not after the embedding
         self._new_fusion()
-        if image is not None:
+        if isinstance(image, str):
             ImageEncoder(**{"method": image} | self.image_options)
         ENCODERS[genes or "pca"](**self.gene_options)
         self.classes: list[str] | None = None
@@ -124,6 +126,10 @@ class RegionClassifier(Model):
     def arguments(self) -> dict[str, Any]:
         """The arguments it was made with: ``RegionClassifier(**clf.arguments)`` is an unfitted twin."""
         return {name: getattr(self, name) for name in ARGUMENTS}
+
+    def _plain_arguments(self) -> dict[str, Any]:
+        """Return the arguments as values that can be stored."""
+        return self.arguments | ({"image": GIVEN} if isinstance(self.image, ImageEncoder) else {})
 
     def fit(
         self,
@@ -179,27 +185,19 @@ class RegionClassifier(Model):
     ) -> tuple[AnnData, dict]:
         asked = {"image": self.image is not None and "image" in modalities,
                  "genes": self.genes is not None and "gene" in modalities}  # fmt: skip
-        return light_table(data, crop_um=crop_um, out_px=out_px, **asked, **keys)
+        needed = self.image.crops_keys if isinstance(self.image, ImageEncoder) else None
+        return light_table(data, crop_um=crop_um, out_px=out_px, crops_keys=needed, **asked, **keys)
 
     def _new_encoders(self, light: AnnData) -> dict[str, Any]:
-        """Return encoders, not fitted, for the modalities that the table has."""
-        image_seed, gene_seed = child_seeds(self.random_state, 2)
-        encoders: dict[str, Any] = {}
-        if self._sizes:
-            options = {"method": self.image, "crops_keys": tuple(self._sizes), "random_state": image_seed}
-            encoders["image"] = ImageEncoder(**options | self.image_options)
-        if light.n_vars:
-            encoders["gene"] = ENCODERS[self.genes](**{"random_state": gene_seed} | self.gene_options)
-        return encoders
+        """Return encoders for the modalities that the table has, not fitted but for one that was given."""
+        names = ("image", "genes", "image_options", "gene_options", "random_state")
+        return new_encoders(light, self._sizes, **{name: getattr(self, name) for name in names})
 
     def _fit_encoders(self, light: AnnData) -> dict[str, np.ndarray]:
         """Fit the encoders and return the features of the table they were fitted on."""
         self._encoders = self._new_encoders(light)
-        if not self._encoders:
-            msg = "The table has neither images, crops nor counts that this model may use, see `image=` and `genes=`."
-            raise ValueError(msg)
-        self.sections_seen = list(sections(light))
-        return with_context(light, {name: e.fit_embed(light) for name, e in self._encoders.items()}, self.n_rings)
+        self.sections_seen = list(dict.fromkeys([*getattr(self.image, "sections_seen", ()), *sections(light)]))
+        return with_context(light, fit_all(self._encoders, light), self.n_rings)
 
     def _fit_fusion(self, light: AnnData, features: Mapping[str, np.ndarray], labels: pd.Series) -> Self:
         """Fit the head on the labelled rows of already encoded sections."""
@@ -299,7 +297,7 @@ class RegionClassifier(Model):
 
     def _state(self) -> tuple[dict[str, Any], Arrays]:
         require_fitted(self, "classes")
-        config: dict[str, Any] = {"arguments": self.arguments, "sizes_um": self._sizes, "sizes_px": self._px}
+        config: dict[str, Any] = {"arguments": self._plain_arguments(), "sizes_um": self._sizes, "sizes_px": self._px}
         config |= {"located": self._located, "sections_seen": self.sections_seen, "inner_groups": self.inner_groups}
         config["parts"] = {}
         arrays: Arrays = {}
@@ -310,11 +308,14 @@ class RegionClassifier(Model):
 
     @classmethod
     def _from_state(cls, config: dict[str, Any], arrays: Arrays) -> Self:
-        model = cls(**config["arguments"])
+        arguments = config["arguments"]
+        kinds = {"image": ImageEncoder, "gene": ENCODERS.get(arguments["genes"]), "fusion": FusionClassifier}
+        parts = {n: kinds[n]._from_state(c, subset(n, arrays)) for n, c in config["parts"].items()}
+        if arguments["image"] == GIVEN:
+            arguments = arguments | {"image": parts.get("image")}
+        model = cls(**arguments)
         model._sizes, model._px, model._located = config["sizes_um"], config["sizes_px"], config["located"]
         model.sections_seen, model.inner_groups = config["sections_seen"], config["inner_groups"]
-        kinds = {"image": ImageEncoder, "gene": ENCODERS.get(model.genes), "fusion": FusionClassifier}
-        parts = {n: kinds[n]._from_state(c, subset(n, arrays)) for n, c in config["parts"].items()}
         model._fusion = parts.pop("fusion")
         model._encoders = parts
         model.classes, model.history = model._fusion.classes, model._fusion.history

@@ -8,5 +8,6 @@ from ._fusion import fusion_classifier as fusion_classifier
 from ._gene_importance import gene_importance as gene_importance
 from ._gene_programmes import gene_programmes as gene_programmes
 from ._grad_cam import grad_cam as grad_cam
+from ._image_training import compare_image_training as compare_image_training
 from ._impute import impute as impute
 from ._predict import predict_regions as predict_regions

@@ -17,6 +17,7 @@ from histoweave.metrics import classification
 from histoweave.models import RegionClassifier
 from histoweave.models._prepare import masked_labels
 from histoweave.models.image_encoder._model import FEATURES
+from histoweave.models.image_encoder._pretexts import PRETEXTS
 from histoweave.models.region_classifier import MODALITIES
 from histoweave.pp._split import Fold, iter_folds, leakage
 from histoweave.tl._nulls import predict_nulls
@@ -52,7 +53,7 @@ def cross_validate(
     In every fold the chain is fitted anew on the training rows. Where test rows lie in sections of their own,
     encoders never see those sections. Where folds are blocks of one section, encoders see the whole section
     but no label of the test blocks, nor any within the buffer around them; the table says so
-    (``transductive``).
+    (``transductive``), and also where a given image encoder had been fitted on test sections.
 
     Parameters
     ----------
@@ -123,7 +124,8 @@ def cross_validate(
     if reason and not allow_leakage:
         msg = f"The folds leak: {reason} To score them all the same, pass `allow_leakage=True`."
         raise ValueError(msg)
-    if sizes:  # the pixels are described once: what an encoder learns from the descriptions is learned in each fold
+    trained = isinstance(twin.image, str) and twin.image in PRETEXTS
+    if sizes and not trained:  # described once: what an encoder learns from the descriptions is learned in each fold
         light.obsm[FEATURES] = twin._new_encoders(light)["image"].features(light)
         for key in sizes:
             del light.obsm[key]
@@ -140,7 +142,12 @@ def cross_validate(
         msg = "No fold has labelled rows to train on (2 regions or more) and to test on. Run `hw.pp.split(...)` again."
         raise ValueError(msg)
     if key_added is not None:
-        params = {"labels_key": labels_key, "fold_key": fold_key, "arm": runner.arms[0], "model": model.arguments}
+        params = {
+            "labels_key": labels_key,
+            "fold_key": fold_key,
+            "arm": runner.arms[0],
+            "model": model._plain_arguments(),
+        }
         _write(working_copy(data, table_key)[1], key_added, held_out, runner.classes, params)
     return pd.DataFrame(rows).assign(leakage=reason or "")
 
@@ -180,7 +187,7 @@ class _Runner:
         unseen = [self.classes[c] for c in np.setdiff1d(self.y[test], self.y[train])]
         about = {
             "fold": fold.name,
-            "transductive": fold.transductive,
+            "transductive": fold.transductive or self._saw(fold),
             "n_train": int(train.sum()),
             "unseen_classes": "; ".join(unseen),
         }
@@ -200,6 +207,11 @@ class _Runner:
                 p[test] = values
                 guess = np.asarray(self.classes, dtype=object)[np.nan_to_num(p).argmax(axis=1)]
                 yield about | {"arm": name, "kind": "null"} | self._scores(p, test, guess)
+
+    def _saw(self, fold: Fold) -> bool:
+        """Tell whether an encoder that was given had been fitted on sections of the test rows."""
+        seen = getattr(self.arguments["image"], "sections_seen", [])
+        return not set(seen).isdisjoint(self.light.obs[_keys.LIBRARY][fold.test])
 
     def _fitted(self, fold: Fold, train: np.ndarray) -> tuple[RegionClassifier, dict[str, np.ndarray]]:
         """Return a model fitted on the fold and the features of the rows to predict."""

@@ -1,0 +1,160 @@
+"""Comparing ways to train: the same as by hand, nested labels, nothing seen of the test fold, going on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import histoweave as hw
+from histoweave._validate import HistoweaveWarning
+from histoweave.models import ImageClassifier, ImageEncoder
+from histoweave.tl._image_training import _Runner, nested_subset
+
+TRAINED = {
+    "methods": ["simclr"],
+    "backbone": "tiny",
+    "encoder_options": {"max_epochs": 1, "n_components": 6, "precision": "float32", "batch_size": 100},
+    "classifier_options": {"n_steps": 2, "batch_size": 6},
+}
+PLAIN = {"methods": ["statistics"], "encoder_options": {"n_components": 10}}
+
+
+@pytest.fixture
+def table(cut):
+    """Four sections: one a fold, the last without labels and in none."""
+    cut.obs["fold"] = cut.obs["library_id"].astype(str).str[-1].replace("4", "-1")
+    cut.obs["region"] = cut.obs["region"].astype(object).where(cut.obs["fold"] != "-1")
+    return cut
+
+
+def test_every_arm_method_fraction_and_seed_has_a_row(table):
+    table = table[table.obs["fold"].isin(["1", "2"])].copy()
+    before = table.copy()
+    methods = ["statistics", "simclr"]
+    scores = hw.tl.compare_image_training(
+        table, **TRAINED | {"methods": methods}, fractions=[0.1, 1], seeds=[0, 1], folds=["1"]
+    )
+    pairs = [("scratch", ""), ("linear", "statistics"), ("context", "statistics"), ("linear", "simclr"),
+             ("context", "simclr"), ("fine_tune", "simclr")]  # fmt: skip
+    found = scores[["seed", "arm", "method", "fraction"]].to_numpy().tolist()
+    assert found == [[s, a, m, f] for s in (0, 1) for a, m in pairs for f in (0.1, 1)]
+    counts = table.obs["region"][table.obs["fold"] == "2"].value_counts()
+    assert scores["n_train"].tolist() == [sum(round(0.1 * n) for n in counts), counts.sum()] * 12
+    assert (scores["n"] == 100).all()
+    assert not scores["transductive"].any()
+    assert scores["macro_f1"].notna().all()
+    pd.testing.assert_frame_equal(table.obs, before.obs)
+    assert set(table.obsm) == set(before.obsm)
+
+
+@pytest.mark.parametrize("arm", ["linear", "context"])
+def test_scores_are_those_of_a_fit_by_hand(table, arm):
+    scores = hw.tl.compare_image_training(table, arms=[arm], folds=["2"], **PLAIN)
+    name = table.obs["library_id"].astype(str)
+    encoder = ImageEncoder("statistics", n_components=10).fit(table[name != "section_2"].copy())
+    clf = ImageClassifier(encoder, n_rings=int(arm == "context"))
+    clf.fit(table[name.isin(["section_1", "section_3"])].copy())
+    test = table[name == "section_2"].copy()
+    p = clf.predict_proba(test)
+    expected = hw.metrics.classification(test.obs["region"].astype(str), p.idxmax(axis=1), p)
+    for metric in ("n", "macro_f1", "log_loss", "adjusted_rand"):
+        assert scores[metric].item() == pytest.approx(expected[metric], abs=1e-6)
+
+
+def test_small_shares_of_the_labels_lie_within_larger_ones():
+    labels = pd.Series(["a"] * 60 + ["b"] * 30 + ["c"] * 2 + [None] * 8)
+    kept = {f: nested_subset(labels, f, np.random.default_rng(5)) for f in (0.01, 0.1, 0.5, 1.0)}
+    assert kept[0.01].value_counts().to_dict() == {"a": 1, "b": 1, "c": 1}
+    assert kept[0.1].value_counts().to_dict() == {"a": 6, "b": 3, "c": 1}
+    assert kept[1.0].equals(labels)
+    chosen = [set(k.dropna().index) for k in kept.values()]
+    assert chosen[0] < chosen[1] < chosen[2] < chosen[3]
+    assert not nested_subset(labels, 0.5, np.random.default_rng(6)).equals(kept[0.5])
+
+
+def weights(table, monkeypatch) -> dict[str, torch.Tensor]:
+    found = []
+    fitted = _Runner._fitted
+    with monkeypatch.context() as patch:
+        patch.setattr(_Runner, "_fitted", lambda *args: found.append(fitted(*args)) or found[0])
+        hw.tl.compare_image_training(table, arms=["linear"], folds=["1"], **TRAINED)
+    return found[0]._network.state_dict()
+
+
+def test_pixels_of_the_test_section_leave_every_bit_of_the_encoder(table, monkeypatch):
+    before = weights(table, monkeypatch)
+    rng = np.random.default_rng(0)
+    for section, same in (("section_1", True), ("section_4", False)):
+        noisy = table.copy()
+        here = (noisy.obs["library_id"] == section).to_numpy()
+        noisy.obsm["crops"][here] = rng.integers(0, 255, noisy.obsm["crops"][here].shape, dtype=np.uint8)
+        after = weights(noisy, monkeypatch)
+        assert all(torch.equal(v, after[k]) for k, v in before.items()) is same
+
+
+def test_sections_of_no_fold_are_seen_unless_their_donor_is_tested(table, monkeypatch):
+    seen = []
+    fit = ImageEncoder.fit
+
+    def spy(self, data, **keys):
+        seen.append(set(data.obs["library_id"]))
+        return fit(self, data, **keys)
+
+    monkeypatch.setattr(ImageEncoder, "fit", spy)
+    hw.tl.compare_image_training(table, arms=["linear"], **PLAIN)
+    every = {f"section_{i}" for i in range(1, 5)}
+    assert seen == [every - {f"section_{i}"} for i in (1, 2, 3)]
+    seen.clear()
+    table.obs["donor"] = table.obs["donor"].astype(str).where(table.obs["library_id"] != "section_4", "donor_1")
+    hw.tl.compare_image_training(table, arms=["linear"], folds=["1"], **PLAIN)
+    assert seen == [{"section_2", "section_3"}]
+
+
+def test_an_interrupted_comparison_goes_on(table, tmp_path, monkeypatch):
+    options = TRAINED | {"arms": ["scratch", "linear"], "fractions": [0.2, 1], "folds": ["1"]}
+    straight = hw.tl.compare_image_training(table, **options)
+    fit, calls = ImageClassifier.fit, []
+
+    def dies(self, *args, **keys):
+        calls.append(1)
+        if len(calls) == 4:
+            raise ConnectionError("the machine goes down")
+        return fit(self, *args, **keys)
+
+    monkeypatch.setattr(ImageClassifier, "fit", dies)
+    with pytest.raises(ConnectionError):
+        hw.tl.compare_image_training(table, cache_dir=tmp_path, **options)
+    resumed = hw.tl.compare_image_training(table, cache_dir=tmp_path, **options)
+    assert len(calls) == 4 + 1
+    pd.testing.assert_frame_equal(resumed, straight)
+    monkeypatch.setattr(ImageEncoder, "fit", None)
+    pd.testing.assert_frame_equal(hw.tl.compare_image_training(table, cache_dir=tmp_path, **options), straight)
+    assert len(calls) == 4 + 1
+    table.obsm["crops"][-1] = 0
+    with pytest.raises(TypeError):  # other pixels need another encoder
+        hw.tl.compare_image_training(table, cache_dir=tmp_path, **options)
+
+
+def test_bad_input_is_told(table):
+    with pytest.raises(ValueError, match="`arms` must be one of"):
+        hw.tl.compare_image_training(table, arms=["magic"])
+    with pytest.raises(ValueError, match="`method` must be one of"):
+        hw.tl.compare_image_training(table, methods=["magic"])
+    with pytest.raises(ValueError, match="`fractions` must be > 0 and <= 1"):
+        hw.tl.compare_image_training(table, fractions=[0])
+    with pytest.raises(KeyError, match="hw.pp.crops"):
+        hw.tl.compare_image_training(table, crops_key="none", **PLAIN)
+    leaking = table.copy()
+    leaking.obs["donor"] = "one"
+    with pytest.raises(ValueError, match="The folds leak: .*allow_leakage=True"):
+        hw.tl.compare_image_training(leaking, **PLAIN)
+    scores = hw.tl.compare_image_training(leaking, allow_leakage=True, arms=["linear"], folds=["1"], **PLAIN)
+    assert scores["leakage"].str.contains("one donor").all()
+    table.obs["region"] = table.obs["region"].where(table.obs["fold"] == "1")
+    with (
+        pytest.warns(HistoweaveWarning, match="is left out"),
+        pytest.raises(ValueError, match="No fold has labelled rows"),
+    ):
+        hw.tl.compare_image_training(table, **PLAIN)
