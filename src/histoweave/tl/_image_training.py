@@ -263,7 +263,7 @@ class _Runner:
         if self.donor_key in self.table.obs:
             donor = self.table.obs[self.donor_key]
             seen &= ~donor.isin(donor[fold.test].dropna()).to_numpy()
-        return seen
+        return seen | np.isin(self.section, self.section[fold.train])
 
     def _encoder(self, fold: Fold, seed: int, method: str) -> tuple[ImageEncoder, np.ndarray]:
         """Return the fold's encoder and what it finds in every row."""
