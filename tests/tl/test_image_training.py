@@ -34,14 +34,14 @@ def test_every_arm_method_fraction_and_seed_has_a_row(table):
     before = table.copy()
     methods = ["statistics", "simclr"]
     scores = hw.tl.compare_image_training(
-        table, **TRAINED | {"methods": methods}, fractions=[0.1, 1], seeds=[0, 1], folds=["1"]
+        table, **TRAINED | {"methods": methods}, fractions=[0.1, 1], seeds=[3], folds=["1"]
     )
     pairs = [("scratch", ""), ("linear", "statistics"), ("context", "statistics"), ("linear", "simclr"),
              ("context", "simclr"), ("fine_tune", "simclr")]  # fmt: skip
     found = scores[["seed", "arm", "method", "fraction"]].to_numpy().tolist()
-    assert found == [[s, a, m, f] for s in (0, 1) for a, m in pairs for f in (0.1, 1)]
+    assert found == [[3, a, m, f] for a, m in pairs for f in (0.1, 1)]
     counts = table.obs["region"][table.obs["fold"] == "2"].value_counts()
-    assert scores["n_train"].tolist() == [sum(round(0.1 * n) for n in counts), counts.sum()] * 12
+    assert scores["n_train"].tolist() == [sum(round(0.1 * n) for n in counts), counts.sum()] * 6
     assert (scores["n"] == 100).all()
     assert not scores["transductive"].any()
     assert scores["macro_f1"].notna().all()
