@@ -111,7 +111,8 @@ def test_new_patient_is_mapped(clf, new):
     p = clf.predict_proba(new)
     assert list(p.columns) == clf.classes == ["region_1", "region_2", "region_3"]
     np.testing.assert_allclose(p.sum(axis=1), 1)
-    assert (p.idxmax(axis=1) == prediction["predicted"]).all()
+    stated = p.to_numpy()[np.arange(len(p)), p.columns.get_indexer(prediction["predicted"])]
+    np.testing.assert_array_equal(stated, prediction["confidence"])
 
 
 def test_what_it_learned_from_is_stated(clf):
