@@ -25,11 +25,12 @@ from PIL import Image
 from torch import nn
 
 from histoweave._device import resolve_device, resolve_precision
-from histoweave.loaders import CropEpochs, augmentation
+from histoweave.loaders import CropEpochs
+from histoweave.models import ImageTraining
 from histoweave.models.image_encoder._backbone import Backbone
 from histoweave.models.image_encoder._losses import nt_xent
 from histoweave.models.image_encoder._pretexts import SimCLR
-from histoweave.models.image_encoder._training import Training, train
+from histoweave.models.image_encoder._training import Plan, train
 
 BACKBONE = "resnet18"
 Run = Callable[[int], float]  # steps -> images/s
@@ -50,10 +51,10 @@ def ours(crops: np.ndarray, batch: int, device: str, precision: str) -> Run:
     source = {"crops": (crops, np.ones(len(crops), bool))}
 
     def seconds(epochs: int) -> float:
-        training = Training("simclr", augmentation("histology"), epochs, batch, 1e-3, 0.2, None, 0, precision)
+        plan = Plan({"simclr": 1.0}, ImageTraining(max_epochs=epochs), precision)
         data = CropEpochs(source, {"a": rows}, batch_size=batch)
         start = time.perf_counter()
-        train(Backbone(BACKBONE, pretrained=False), data, training, device=device)
+        train(Backbone(BACKBONE, pretrained=False), data, plan, device=device)
         synchronise(device)
         return time.perf_counter() - start
 
@@ -67,7 +68,7 @@ def ours(crops: np.ndarray, batch: int, device: str, precision: str) -> Run:
 
 def limit(side: int, batch: int, device: str, precision: str) -> Run:
     backbone = Backbone(BACKBONE, pretrained=False).to(device, memory_format=torch.channels_last).train()
-    pretext = SimCLR(backbone, 0.2).to(device)
+    pretext = SimCLR(backbone, ImageTraining()).to(device)
     views = list(torch.rand(2, batch, 3, side, side, device=device))
 
     def run(steps: int) -> float:

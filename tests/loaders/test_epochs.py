@@ -17,7 +17,10 @@ def numbered(n: int, side: int = 4) -> np.ndarray:
 
 
 def rows_in(epochs: CropEpochs, number: int = 0) -> list[np.ndarray]:
-    return [batch[:, 0, 0, 0].numpy() for batch in epochs.epoch(number)]
+    found = list(epochs.epoch(number))
+    for batch in found:
+        np.testing.assert_array_equal(batch.crops[:, 0, 0, 0].numpy(), batch.rows.numpy() % 256)
+    return [batch.rows.numpy() for batch in found]
 
 
 def source(crops, available=None):
@@ -62,7 +65,9 @@ def test_rows_without_crops_are_never_drawn():
 
 def test_batches_are_of_one_kind_of_crop_each():
     crops = source(numbered(20)) | {"wide": (numbered(20, side=8), np.ones(20, bool))}
-    sides = [batch.shape[1] for batch in CropEpochs(crops, {"a": np.arange(20)}, batch_size=5).epoch(0)]
+    batches = list(CropEpochs(crops, {"a": np.arange(20)}, batch_size=5).epoch(0))
+    sides = [batch.crops.shape[1] for batch in batches]
+    assert [4 + 4 * batch.kind for batch in batches] == sides
     assert sorted(sides) == [4] * 4 + [8] * 4
     assert sides != sorted(sides)
 
@@ -74,12 +79,12 @@ def test_lazy_crops_are_shown_once_each(monkeypatch, limit):
     lazy = da.from_array(crops, chunks=(7, 4, 4, 3))
     epochs = CropEpochs(source(lazy), {"a": np.arange(0, 200, 2), "b": np.arange(1, 200, 2)}, batch_size=32)
     batches = list(epochs.epoch(1))
-    rows = np.concatenate([b[:, 0, 0, 0].numpy() for b in batches])
-    assert [len(b) for b in batches] == [28] * 7
+    rows = torch.cat([b.rows for b in batches]).numpy()
+    shown = torch.cat([b.crops for b in batches])
+    assert [len(b.rows) for b in batches] == [28] * 7
     assert len(set(rows)) == 196
-    np.testing.assert_array_equal(torch.cat(batches).numpy(), crops[rows])
-    again = torch.cat(list(epochs.epoch(1)))
-    assert torch.equal(again, torch.cat(batches))
+    np.testing.assert_array_equal(shown.numpy(), crops[rows])
+    assert torch.equal(torch.cat([b.crops for b in epochs.epoch(1)]), shown)
 
 
 def test_streaming_computes_every_chunk_once(monkeypatch):
@@ -112,3 +117,37 @@ def test_too_few_crops_and_crops_of_one_colour_are_errors():
     for crops in (flat, da.from_array(flat, chunks=(5, 4, 4, 3))):
         with pytest.raises(ValueError, match="'crops' is of one colour"):
             CropEpochs(source(crops), {"a": np.arange(20)}, batch_size=2)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_batches_by_class_hold_k_crops_of_each_of_p_classes_in_turns(monkeypatch, lazy):
+    monkeypatch.setattr("histoweave.loaders._epochs.IN_MEMORY", 0)
+    crops, classes = numbered(100), np.repeat([0, 1, 2, 3, -1], [50, 30, 8, 2, 10])
+    array = da.from_array(crops, chunks=(9, 4, 4, 3)) if lazy else crops
+    rows_of = {"a": np.arange(0, 100, 2), "b": np.arange(1, 100, 2)}
+    batches = rows_in(CropEpochs(source(array), rows_of, batch_size=32, classes=classes))
+    assert [np.bincount(classes[rows], minlength=4).tolist() for rows in batches] == [[8] * 4] * 3
+    few = rows_in(CropEpochs(source(array), rows_of, batch_size=13, classes=classes))  # 3 classes, 4 crops each
+    counts = np.array([np.bincount(classes[rows], minlength=4) for rows in few])
+    assert set(counts.ravel()) == {0, 4}
+    assert (counts.sum(axis=1) == 12).all()
+    assert counts.sum(axis=0).max() - counts.sum(axis=0).min() <= 4
+    large = np.concatenate(few)[classes[np.concatenate(few)] == 0]
+    assert len(set(large)) == len(large)  # crops of a class take turns as well
+
+
+def test_processes_share_every_batch():
+    epochs = CropEpochs(source(numbered(60)), {"a": np.arange(60)}, batch_size=15)
+    whole = [b.rows for b in epochs.epoch(2)]
+    for i, parts in enumerate(zip(*(epochs.epoch(2, rank, 2) for rank in range(2)), strict=True)):
+        assert [len(p.rows) for p in parts] == [7, 7]  # as many each: one crop of fifteen is left out
+        assert torch.equal(torch.stack([p.rows for p in parts], 1).flatten(), whole[i][:14])
+        for part in parts:
+            np.testing.assert_array_equal(part.crops[:, 0, 0, 0], part.rows)
+
+
+def test_crops_are_read_in_the_order_asked_for(monkeypatch):
+    monkeypatch.setattr("histoweave.loaders._epochs.IN_MEMORY", 0)
+    for array in (numbered(30), da.from_array(numbered(30), chunks=(7, 4, 4, 3))):
+        epochs = CropEpochs(source(array), {"a": np.arange(30)}, batch_size=5)
+        assert epochs.read(np.array([20, 3, 20]))[:, 0, 0, 0].tolist() == [20, 3, 20]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from histoweave._validate import listing, require_number
 
 # Ruifrok & Johnston (2001): optical density of haematoxylin, eosin and DAB in red, green and blue, one stain a row.
-STAINS = torch.tensor([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
+STAINS = torch.tensor([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 STAINS = STAINS / STAINS.norm(dim=1, keepdim=True)
 LUMINANCE = torch.tensor([0.299, 0.587, 0.114])
 WHITE = math.log(256.0)  # optical density is WHITE - log(value + 1)

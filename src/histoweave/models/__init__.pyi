@@ -5,4 +5,5 @@ from .gene_autoencoder import GenePCA as GenePCA
 from .gene_autoencoder import ScviEncoder as ScviEncoder
 from .image_classifier import ImageClassifier as ImageClassifier
 from .image_encoder import ImageEncoder as ImageEncoder
+from .image_encoder import ImageTraining as ImageTraining
 from .region_classifier import RegionClassifier as RegionClassifier

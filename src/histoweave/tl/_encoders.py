@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from histoweave import _keys
@@ -16,8 +14,6 @@ from histoweave.models import GeneAutoencoder, GenePCA, ImageEncoder, ScviEncode
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
-
-    from histoweave.loaders import Augmentation
 
 PACKAGES = {
     "pca": ("scikit-learn",),
@@ -31,24 +27,14 @@ GENE_METHODS = tuple(PACKAGES)
 def image_encoder(
     data: AnnData | SpatialData,
     *,
-    method: str = "statistics",
+    method: str | Mapping[str, float] = "statistics",
     crops_key: str | Sequence[str] = _keys.CROPS,
-    backbone: str = "resnet18",
-    weights: str | os.PathLike[str] | None = None,
     n_components: int | None = None,
     key_added: str = _keys.X_IMAGE,
-    batch_size: int = 256,
-    max_epochs: int = 50,
-    learning_rate: float = 1e-3,
-    temperature: float = 0.2,
-    augmentation: str | Augmentation = "histology",
-    patience: int | None = None,
-    checkpoint: str | os.PathLike[str] | None = None,
-    device: str = "auto",
-    precision: str = "auto",
     random_state: int = 0,
     library_key: str = _keys.LIBRARY,
     table_key: str = _keys.TABLE,
+    **options: Any,
 ) -> ImageEncoder:
     """Embed the image crops of every row.
 
@@ -58,30 +44,24 @@ def image_encoder(
         AnnData or SpatialData object with crops, see :func:`histoweave.pp.crops`.
     method
         ``"statistics"``: colour and texture statistics in stain space. ``"pretrained"``: a frozen network.
-        ``"simclr"``, ``"vicreg"``, ``"simsiam"``, ``"byol"``, ``"inpaint"``, ``"colorize"``: a network trained on
-        these crops, without labels, see :class:`histoweave.models.ImageEncoder`.
+        Else a network trained on these crops: without labels (``"simclr"``, ``"vicreg"``, ``"simsiam"``,
+        ``"byol"``, ``"inpaint"``, ``"colorize"``), by expression (``"gene_triplet"``, ``"gene_contrast"``), with
+        labels (``"triplet"``, ``"supcon"``, ``"supervised"``), or several by their weights.
     crops_key
         Crops in ``obsm``; several scales are put side by side.
-    backbone
-        timm name of the network.
-    weights
-        Local safetensors file with its weights, to use or to start training from.
     n_components
         Principal components to keep. Default: all statistics, 64 for a network.
     key_added
         Name of the embedding in ``obsm``.
-    batch_size
-        Crops at a time, in training as well.
-    max_epochs, learning_rate, temperature, augmentation, patience, checkpoint
-        Training, as for :class:`histoweave.models.ImageEncoder`.
-    device, precision
-        As :data:`histoweave.settings`.
     random_state
         Seed.
     library_key
         Column of ``obs`` that names the section.
     table_key
         Table of a SpatialData object.
+    options
+        More arguments of :class:`histoweave.models.ImageEncoder` and of its training, such as ``backbone="resnet50"``
+        or ``max_epochs=100``.
 
     Returns
     -------
@@ -103,31 +83,15 @@ def image_encoder(
     (400, 72)
     """
     _, table = working_copy(data, table_key)
-    encoder = ImageEncoder(
-        method,
-        crops_keys=crops_key,
-        backbone=backbone,
-        weights=weights,
-        n_components=n_components,
-        batch_size=batch_size,
-        max_epochs=max_epochs,
-        learning_rate=learning_rate,
-        temperature=temperature,
-        augmentation=augmentation,
-        patience=patience,
-        checkpoint=checkpoint,
-        device=device,
-        precision=precision,
-        random_state=random_state,
-    )
+    arguments = {"n_components": n_components, "random_state": random_state} | options
+    encoder = ImageEncoder(method, crops_keys=crops_key, **arguments)
     embedding = encoder.fit_embed(table, library_key=library_key)
     table.obsm[key_added] = embedding
     params = {"method": method, "crops_key": list(encoder.crops_keys), "n_components": encoder.n_components}
     if method != "statistics":
-        params |= {"backbone": backbone, "weights": encoder.weights}
+        params |= {"backbone": encoder.backbone, "weights": encoder.weights}
     if encoder.history is not None:
-        params |= {"batch_size": batch_size, "max_epochs": max_epochs, "learning_rate": learning_rate}
-        params |= {"temperature": temperature, "augmentation": asdict(encoder.augmentation), "patience": patience}
+        params |= {"batch_size": encoder.batch_size} | encoder.training.to_dict()
     record(
         table,
         key_added,

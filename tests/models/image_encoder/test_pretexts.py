@@ -11,8 +11,9 @@ from sklearn.preprocessing import StandardScaler
 import histoweave as hw
 from histoweave._random import torch_seed
 from histoweave.loaders import Augmentation
+from histoweave.models import ImageTraining
 from histoweave.models.image_encoder._backbone import Backbone
-from histoweave.models.image_encoder._pretexts import BYOL, CELLS, PRETEXTS, Colorize, Inpaint
+from histoweave.models.image_encoder._pretexts import BYOL, CELLS, PRETEXTS, Colorize, Inpaint, Views
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RANK_FLOOR = 10  # of 64 features; a collapsed embedding has 1
@@ -70,6 +71,10 @@ def test_training_learns_something_useful_and_does_not_collapse(method, tissue, 
     assert linear_probe(values, tissue) > random_probe
 
 
+def show(pictures: list[torch.Tensor]) -> Views:
+    return Views(pictures, torch.arange(len(pictures[0])), torch.Generator().manual_seed(0))
+
+
 def backbone() -> Backbone:
     with torch_seed(0):
         return Backbone("tiny", pretrained=False)
@@ -77,9 +82,9 @@ def backbone() -> Backbone:
 
 def test_the_copy_in_byol_follows_slowly_and_gets_no_gradient():
     network = backbone()
-    pretext = BYOL(network, 0.2)
+    pretext = BYOL(network, ImageTraining())
     views = list(torch.rand(2, 8, 3, 32, 32))
-    pretext(network, views, torch.Generator()).backward()
+    pretext(network, show(views)).backward()
     assert all(p.grad is None for p in pretext.target.parameters())
     weight = network.network[0].weight
     before = weight.detach().clone()
@@ -104,8 +109,8 @@ class Watcher(torch.nn.Module):
 
 def test_inpainting_hides_a_quarter_of_the_picture_and_scores_what_is_hidden():
     watcher, x = Watcher(), torch.rand(5, 3, 32, 32)
-    pretext = Inpaint(watcher, 0.2)
-    pretext(watcher, [x], torch.Generator().manual_seed(0))
+    pretext = Inpaint(watcher, ImageTraining())
+    pretext(watcher, show([x]))
     hidden = (watcher.seen != x).any(dim=1)
     assert hidden.float().mean(dim=(1, 2)).tolist() == [0.25] * 5
     assert len({tuple(mask.flatten().tolist()) for mask in hidden}) > 1
@@ -114,13 +119,13 @@ def test_inpainting_hides_a_quarter_of_the_picture_and_scores_what_is_hidden():
     # a decoder that draws the mean of what is visible explains nothing
     for p in pretext.decode.parameters():
         torch.nn.init.zeros_(p)
-    assert pretext(watcher, [x], torch.Generator()).item() == pytest.approx(1)
+    assert pretext(watcher, show([x])).item() == pytest.approx(1)
 
 
 def test_colorizing_shows_grey_and_keeps_the_colours_as_they_are():
     watcher, x = Watcher(), torch.rand(5, 3, 32, 32)
-    pretext = Colorize(watcher, 0.2)
-    pretext(watcher, [x], torch.Generator())
+    pretext = Colorize(watcher, ImageTraining())
+    pretext(watcher, show([x]))
     assert torch.equal(watcher.seen, x.mean(dim=1, keepdim=True).expand_as(x))
     (aug,) = pretext.augmentations(Augmentation(scale=(0.3, 0.5), stain=0.2, grey=0.5, brightness=0.5))
     assert aug == Augmentation(scale=(0.3, 0.5))

@@ -106,8 +106,8 @@ def test_saved_and_loaded_encoders_give_the_same_bits(tissue, tmp_path):
     assert_same(fitted, loaded)
     np.testing.assert_array_equal(fitted.embed(tissue), loaded.embed(tissue))
     assert loaded.history.equals(fitted.history)
-    assert loaded.augmentation == fitted.augmentation
-    assert loaded.max_epochs == 1
+    assert loaded.training == fitted.training
+    assert loaded.training.max_epochs == 1
 
 
 def test_one_network_describes_several_scales_and_lazy_crops_are_the_same(tissue):
@@ -140,7 +140,8 @@ def test_tl_image_encoder_passes_and_records_the_training(tissue):
         augmentation="light", patience=5, n_components=4, precision="float32",
     )  # fmt: skip
     assert tissue.obsm["X_image"].shape == (tissue.n_obs, 4)
-    assert (fitted.learning_rate, fitted.temperature, fitted.patience, len(fitted.history)) == (2e-3, 0.3, 5, 2)
+    training = fitted.training
+    assert (training.learning_rate, training.temperature, training.patience, len(fitted.history)) == (2e-3, 0.3, 5, 2)
     params = tissue.uns["histoweave"]["X_image"]["params"]
     assert (params["method"], params["max_epochs"], params["augmentation"]["stain"]) == ("vicreg", 2, 0.05)
 

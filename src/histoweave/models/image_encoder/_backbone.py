@@ -13,7 +13,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from histoweave._validate import listing
-from histoweave.models.image_encoder._module import NETWORKS
+from histoweave.models.image_encoder._module import NETWORKS, ScaleToken
+
+PUBLISHED = "published"  # `weights` of timm's cache or the hub
+
+#: Where a scale token goes, by the name of the layer before it, and the axis of its channels: in ResNets behind the
+#: normalisation, which would take an offset away again.
+FIRST_LAYERS = {"bn1": 1, "1": 1, "stem": 1, "norm_pre": -1}
 
 
 class Backbone(nn.Module):
@@ -49,9 +55,27 @@ class Backbone(nn.Module):
         x = ((x - self.mean) / self.sd).contiguous(memory_format=torch.channels_last)
         return self.network(x)
 
+    def add_scale_token(self, n_scales: int) -> None:
+        """Let the network know the scale of its pictures, after its first layer; see `set_scale`."""
+        names = [name for name, _ in self.network.named_children()]
+        layer = next((name for name in FIRST_LAYERS if name in names), None)
+        if layer is None:
+            kind = type(self.network).__name__
+            msg = f"`scale_token=True` knows no first layer of {kind}: use a ResNet, a ConvNeXt or a ViT."
+            raise ValueError(msg)
+        shapes: list[torch.Size] = []
+        hook = getattr(self.network, layer).register_forward_hook(lambda *seen: shapes.append(seen[-1].shape))
+        training = self.training
+        with torch.inference_mode():
+            self.eval().encode(torch.zeros(1, 3, 64, 64))
+        hook.remove()
+        self.train(training)
+        token = ScaleToken(n_scales, shapes[0][FIRST_LAYERS[layer]], FIRST_LAYERS[layer])
+        setattr(self.network, layer, nn.Sequential(getattr(self.network, layer), token))
+
 
 def load_backbone(name: str, weights: str | os.PathLike[str] | None) -> Backbone:
-    """Return a pretrained backbone: published weights, or those of a local safetensors file.
+    """Return a pretrained backbone: published weights (or ``None``), or those of a local safetensors file.
 
     Raises
     ------
@@ -60,7 +84,7 @@ def load_backbone(name: str, weights: str | os.PathLike[str] | None) -> Backbone
     RuntimeError
         The published weights cannot be reached.
     """
-    if weights is None:
+    if weights in (None, PUBLISHED):
         return Backbone(name, pretrained=True)
     backbone = Backbone(name, pretrained=False)
     path = Path(weights)

@@ -60,76 +60,71 @@ def negative_cosine(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tens
     return -F.cosine_similarity(predicted.float(), target.detach().float(), dim=1).mean()
 
 
-def sup_con(z: torch.Tensor, labels: torch.Tensor, temperature: float = 0.2) -> torch.Tensor:
+def class_pairs(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return which pairs of rows are of one class and which of two, ``(n, n)`` each.
+
+    Parameters
+    ----------
+    labels
+        Class numbers ``(n,)``; rows below 0 are in no pair.
+    """
+    known = (labels >= 0)[:, None] & (labels >= 0)[None, :]
+    same = labels[:, None] == labels[None, :]
+    own = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    return known & same & ~own, known & ~same
+
+
+def sup_con(z: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor, temperature: float = 0.2) -> torch.Tensor:
     """Return the supervised contrastive loss (Khosla et al., 2020, the sum outside of the logarithm).
 
     Parameters
     ----------
     z
         Projections ``(n, d)``.
-    labels
-        Class numbers ``(n,)``. Rows whose class occurs once are told from but not pulled to anything.
+    positive, negative
+        Which pairs are pulled together and which are pushed apart, ``(n, n)``; pairs that are neither do not
+        matter. Rows without a positive or without a negative are no anchors; the loss of no anchors is 0.
     temperature
         As for :func:`nt_xent`.
-
-    Raises
-    ------
-    ValueError
-        No class has two rows, or there is one class only.
     """
-    same = _same_class(labels)
-    own = torch.eye(len(z), dtype=torch.bool, device=z.device)
     z = F.normalize(z.float(), dim=1)
-    similarity = (z @ z.T / temperature).masked_fill(own, -torch.inf)
-    log_share = (similarity - similarity.logsumexp(dim=1, keepdim=True)).masked_fill(own, 0)
-    positive = same & ~own
-    anchors = positive.any(dim=1)
-    per_row = (log_share * positive).sum(dim=1)[anchors] / positive.sum(dim=1)[anchors]
-    return -per_row.mean()
+    similarity = z @ z.T / temperature
+    compared = similarity.masked_fill(~(positive | negative), -torch.inf)
+    anchors = positive.any(dim=1) & negative.any(dim=1)
+    log_share = (similarity - compared.logsumexp(dim=1, keepdim=True)).masked_fill(~positive, 0)[anchors]
+    per_row = log_share.sum(dim=1) / positive[anchors].sum(dim=1)
+    return -per_row.sum() / anchors.sum().clamp_min(1)
 
 
-def triplet(z: torch.Tensor, labels: torch.Tensor, *, margin: float = 0.2, mining: str = "semi_hard") -> torch.Tensor:
+def triplet(
+    z: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor, *, margin: float = 0.2, mining: str = "semi_hard"
+) -> torch.Tensor:
     """Return the triplet loss of unit vectors with Euclidean distance (Schroff et al., 2015).
 
     Parameters
     ----------
     z
         Embeddings ``(n, d)``; they are brought to unit length.
-    labels
-        Class numbers ``(n,)``.
+    positive, negative
+        As for :func:`sup_con`.
     margin
         How much farther a negative shall be than a positive.
     mining
         Which triplets of the batch are averaged: ``"all"`` that violate the margin, ``"semi_hard"``, those whose
         negative is farther than the positive but within the margin, or ``"batch_hard"``, for each row its
         farthest positive and nearest negative (Hermans et al., 2017). 0 where there are none.
-
-    Raises
-    ------
-    ValueError
-        No class has two rows, or there is one class only.
     """
     require_choice(mining, MINING, argument="mining")
-    same = _same_class(labels)
     z = F.normalize(z.float(), dim=1)
     distance = (2 - 2 * z @ z.T).clamp_min(1e-12).sqrt()  # the gradient of a root at 0 is infinite
-    positive = same & ~torch.eye(len(z), dtype=torch.bool, device=z.device)
     if mining == "batch_hard":
+        anchors = positive.any(dim=1) & negative.any(dim=1)
         farthest = distance.masked_fill(~positive, -torch.inf).amax(dim=1)
-        nearest = distance.masked_fill(same, torch.inf).amin(dim=1)
-        return F.relu(farthest - nearest + margin)[positive.any(dim=1)].mean()
-    violation = distance[:, :, None] - distance[:, None, :] + margin
-    chosen = positive[:, :, None] & ~same[:, None, :] & (violation > 0)
+        nearest = distance.masked_fill(~negative, torch.inf).amin(dim=1)
+        return F.relu(farthest[anchors] - nearest[anchors] + margin).sum() / anchors.sum().clamp_min(1)
+    anchor, other = positive.nonzero(as_tuple=True)
+    violation = distance[anchor, other][:, None] - distance[anchor] + margin
+    chosen = negative[anchor] & (violation > 0)
     if mining == "semi_hard":
         chosen &= violation < margin
     return (violation * chosen).sum() / chosen.sum().clamp_min(1)
-
-
-def _same_class(labels: torch.Tensor) -> torch.Tensor:
-    """Which pairs are of one class; raises where a batch has no positives or no negatives."""
-    same = labels[:, None] == labels[None, :]
-    if same.all() or same.sum() == len(labels):
-        kind = "one class only: nothing is a negative" if same.all() else "no class twice: nothing is a positive"
-        msg = f"A batch of {len(labels)} rows holds {kind}. Draw batches of several classes with several rows each."
-        raise ValueError(msg)
-    return same

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -13,25 +12,24 @@ import torch
 
 from histoweave import _keys
 from histoweave._device import resolve_device, resolve_precision
-from histoweave._random import torch_seed
 from histoweave._resolve import get_table, sections
-from histoweave._validate import listing, require_choice, require_number
-from histoweave.loaders import Augmentation, CropEpochs, crop_batches, require_crops
-from histoweave.loaders import augmentation as views
+from histoweave._validate import listing, require_number
+from histoweave.loaders import crop_batches, require_crops
 from histoweave.models._base import Arrays, Model, prefixed, require_fitted, subset
 from histoweave.models._pca import LinearMap
 from histoweave.models._sections import SectionScaler
 from histoweave.models.image_encoder._backbone import Backbone, load_backbone
-from histoweave.models.image_encoder._pretexts import PRETEXTS
+from histoweave.models.image_encoder._module import set_scale
+from histoweave.models.image_encoder._options import ImageTraining
+from histoweave.models.image_encoder._pretexts import pretext_weights
 from histoweave.models.image_encoder._statistics import crop_statistics
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-METHODS = ("statistics", "pretrained", *PRETEXTS)
+SAVED = ("method", "crops_keys", "backbone", "n_components", "batch_size", "random_state")  # arguments
 FEATURES = "_histoweave_image_features"  # obsm key of features computed before: folds share one pass over the pixels
-TRAINING = ("max_epochs", "learning_rate", "temperature", "patience")  # arguments of training that are saved
 MIN_PX = 16  # below this the coarsest texture band is a single pixel
 
 
@@ -42,9 +40,16 @@ class ImageEncoder(Model):
     ----------
     method
         ``"statistics"``: colour and texture statistics in stain space (72 numbers a crop and scale), nothing
-        to train. ``"pretrained"``: a frozen network from timm, or from local weights. The others train a network
-        on the crops, without labels: ``"simclr"``, ``"vicreg"``, ``"simsiam"`` and ``"byol"`` make two views of a
-        crop agree, ``"inpaint"`` draws a hidden part of it, ``"colorize"`` its colours.
+        to train. ``"pretrained"``: a frozen network from timm, or from local weights.
+
+        The others train a network on the crops. Without labels: ``"simclr"``, ``"vicreg"``, ``"simsiam"`` and
+        ``"byol"`` make two views of a crop agree, ``"inpaint"`` draws a hidden part of it, ``"colorize"`` its
+        colours. ``"gene_triplet"`` and ``"gene_contrast"`` bring crops of similar expression together, across
+        sections where there are several, and keep others apart, but never neighbours in the tissue. With labels:
+        ``"triplet"``, ``"supcon"``, and ``"supervised"``, a classifier from scratch to compare with.
+
+        Several at once by the weights of their losses, ``{"simclr": 1.0, "colorize": 0.5}``. Methods that
+        need labels or expression use the rows that have them, and in combination with others all rows.
     crops_keys
         Crops in ``obsm`` to describe, one or several scales; their features are put side by side. One network is
         trained on all scales.
@@ -54,30 +59,18 @@ class ImageEncoder(Model):
         as ``"resnet18"``, and ``"tiny"``.
     weights
         Safetensors file with the weights of ``backbone``: instead of the published ones, or to start training
-        from; training starts from random weights by default.
+        from. Training starts from random weights by default, from the published ones with ``"published"``.
     n_components
         Reduce the features to so many principal components, learned in ``fit``. Default: all statistics, and
         64 components for a network.
     batch_size
         Crops at a time, in training as well.
-    max_epochs
-        Passes over the crops in training. Sections give an epoch equal numbers of crops.
-    learning_rate
-        Highest learning rate of AdamW; it rises over the first tenth of the steps and falls as a cosine.
-    temperature
-        Of ``"simclr"``: lower values weigh the most similar other crops more.
-    augmentation
-        How views are drawn: ``"histology"``, ``"radiograph"``, ``"light"``, or a
-        ``histoweave.loaders.Augmentation``.
-    patience
-        Stop when the training loss has not fallen for so many epochs.
-    checkpoint
-        File that keeps the state of the training after every epoch. Where it exists, the same training is continued,
-        with the same result as if it had not been interrupted; it is removed when the training is complete.
     device, precision
         As :data:`histoweave.settings`; precision applies to networks.
     random_state
         Seed.
+    training
+        How a network is trained: the arguments of :class:`histoweave.models.ImageTraining`, such as ``max_epochs``.
 
     Notes
     -----
@@ -97,40 +90,29 @@ class ImageEncoder(Model):
 
     def __init__(
         self,
-        method: str = "statistics",
+        method: str | Mapping[str, float] = "statistics",
         *,
         crops_keys: str | Sequence[str] = _keys.CROPS,
         backbone: str = "resnet18",
         weights: str | os.PathLike[str] | None = None,
         n_components: int | None = None,
         batch_size: int = 256,
-        max_epochs: int = 50,
-        learning_rate: float = 1e-3,
-        temperature: float = 0.2,
-        augmentation: str | Augmentation = "histology",
-        patience: int | None = None,
-        checkpoint: str | os.PathLike[str] | None = None,
         device: str = "auto",
         precision: str = "auto",
         random_state: int = 0,
+        **training: Any,
     ) -> None:
-        require_choice(method, METHODS, argument="method")
+        self.method = dict(method) if isinstance(method, Mapping) else method
+        self.pretexts = pretext_weights(self.method)
+        self.training = ImageTraining.of(training)
         require_number(batch_size, argument="batch_size", at_least=1, integer=True)
         if n_components is not None:
             require_number(n_components, argument="n_components", at_least=1, integer=True)
-        require_number(max_epochs, argument="max_epochs", at_least=1, integer=True)
-        require_number(learning_rate, argument="learning_rate", above=0)
-        require_number(temperature, argument="temperature", above=0)
-        if patience is not None:
-            require_number(patience, argument="patience", at_least=1, integer=True)
-        self.max_epochs, self.learning_rate, self.temperature = int(max_epochs), float(learning_rate), temperature
-        self.augmentation, self.patience, self.checkpoint = views(augmentation), patience, checkpoint
-        self.method = method
+        require_number(random_state, argument="random_state", at_least=0, integer=True)
         self.crops_keys = (crops_keys,) if isinstance(crops_keys, str) else tuple(crops_keys)
         self.backbone, self.weights = backbone, None if weights is None else str(weights)
         self.n_components = n_components if n_components or method == "statistics" else 64
         self.batch_size, self.device, self.precision = int(batch_size), device, precision
-        require_number(random_state, argument="random_state", at_least=0, integer=True)
         self.random_state = int(random_state)
         self.sections_seen: list[str] | None = None
         self.history: pd.DataFrame | None = None
@@ -173,8 +155,8 @@ class ImageEncoder(Model):
         """
         table = get_table(data, table_key)
         rows_of = sections(table, library_key)
-        if self.method in PRETEXTS and FEATURES not in table.obsm:
-            self._train(self._crops(table), rows_of)
+        if self.pretexts and FEATURES not in table.obsm:
+            self._train(table, rows_of)
         raw = self.features(table)
         self._scaler, self._map = SectionScaler().fit(raw), None
         values = self._scaler.transform(raw, rows_of)
@@ -218,7 +200,7 @@ class ImageEncoder(Model):
             return np.asarray(table.obsm[FEATURES])
         if self.method == "pretrained" and self._network is None:
             self._network = load_backbone(self.backbone, self.weights)
-        if self.method in PRETEXTS:
+        if self.pretexts:
             require_fitted(self, "_network")
         blocks = [self._describe(crops, available, key) for key, (crops, available) in self._crops(table).items()]
         return np.concatenate(blocks, axis=1)
@@ -240,35 +222,31 @@ class ImageEncoder(Model):
             found[key] = crops, available
         return found
 
-    def _train(self, crops: dict[str, tuple[Any, np.ndarray]], rows_of: dict[str, np.ndarray]) -> None:
-        from histoweave.models.image_encoder._training import Training, train  # Lightning takes seconds to import
+    def _train(self, table: AnnData, rows_of: dict[str, np.ndarray]) -> None:
+        from histoweave.models.image_encoder._fit import fit_network  # Lightning takes seconds to import
 
         device = resolve_device(self.device)
-        training = Training(
-            self.method,
-            self.augmentation,
-            self.max_epochs,
-            self.batch_size,
-            self.learning_rate,
-            self.temperature,
-            self.patience,
-            self.random_state,
-            resolve_precision(self.precision, device),
+        self._network, history = fit_network(
+            table,
+            self._crops(table),
+            rows_of,
+            self.pretexts,
+            self.training,
+            backbone=self.backbone,
+            weights=self.weights,
+            batch_size=self.batch_size,
+            device=device,
+            precision=resolve_precision(self.precision, device),
+            random_state=self.random_state,
         )
-        epochs = CropEpochs(crops, rows_of, batch_size=self.batch_size, random_state=self.random_state)
-        if self.weights is None:
-            with torch_seed(self.random_state):
-                network = Backbone(self.backbone, pretrained=False)
-        else:
-            network = load_backbone(self.backbone, self.weights)
-        self.history = pd.DataFrame(train(network, epochs, training, device=device, checkpoint=self.checkpoint))
-        self._network = network
+        self.history = pd.DataFrame(history)
 
     def _describe(self, crops: Any, available: np.ndarray, key: str) -> np.ndarray:
         device = torch.device(resolve_device(self.device))
         describe = crop_statistics
         if self.method != "statistics":
             describe = self._network.to(device, memory_format=torch.channels_last).eval()
+            set_scale(describe, self.crops_keys.index(key))
         low = self.method != "statistics" and resolve_precision(self.precision, str(device)) == "bfloat16"
         out = None
         batches = crop_batches(crops, np.flatnonzero(available), batch_size=self.batch_size, description=f"embed {key}")
@@ -282,17 +260,8 @@ class ImageEncoder(Model):
 
     def _state(self) -> tuple[dict[str, Any], Arrays]:
         require_fitted(self, "sections_seen")
-        names = (
-            "method",
-            "crops_keys",
-            "backbone",
-            "n_components",
-            "batch_size",
-            "random_state",
-            "sections_seen",
-        )
-        config = {name: getattr(self, name) for name in (*names, *TRAINING)}
-        config |= {"augmentation": asdict(self.augmentation)}
+        config = {name: getattr(self, name) for name in (*SAVED, "sections_seen")}
+        config |= {"training": self.training.to_dict()}
         config |= {"history": None if self.history is None else self.history.to_dict("records")}
         arrays: Arrays = {"scaler.mean": self._scaler.mean, "scaler.sd": self._scaler.sd}
         if self._map is not None:
@@ -303,10 +272,8 @@ class ImageEncoder(Model):
 
     @classmethod
     def _from_state(cls, config: dict[str, Any], arrays: Arrays) -> Self:
-        names = ("crops_keys", "backbone", "n_components", "batch_size", "random_state")
-        drawn = {k: tuple(v) if isinstance(v, list) else v for k, v in config["augmentation"].items()}
-        arguments = {name: config[name] for name in (*names, *TRAINING)}
-        model = cls(config["method"], **arguments, augmentation=Augmentation(**drawn))
+        model = cls(**{name: config[name] for name in SAVED})
+        model.training = ImageTraining.from_dict(config["training"])
         model.history = None if config["history"] is None else pd.DataFrame(config["history"])
         model.sections_seen = config["sections_seen"]
         model._scaler = SectionScaler()
@@ -315,6 +282,8 @@ class ImageEncoder(Model):
         model._map, model.n_components = LinearMap.from_arrays(reduced) if reduced else None, config["n_components"]
         if model.method != "statistics":
             model._network = Backbone(model.backbone, pretrained=False)
+            if model.training.scale_token and len(model.crops_keys) > 1:
+                model._network.add_scale_token(len(model.crops_keys))
             state = {k: torch.from_numpy(v) for k, v in subset("network", arrays).items()}
             model._network.network.load_state_dict(state)
         return model

@@ -25,6 +25,10 @@ class Tiny(nn.Sequential):
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.pretrained_cfg = dict(CONFIG)
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return which weights are a layer, as timm's networks do."""
+        return {"stem": r"^[01]\.", "blocks": [(r"^[34]\.", (0,)), (r"^[67]\.", (1,))]}
+
 
 def _small_stem(name: str) -> nn.Module:
     """Return a ResNet that keeps the resolution in its first layers, as SimCLR does for CIFAR: 4 times the work."""
@@ -52,6 +56,36 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet10-narrow": _narrow,
     **{f"{name}-small": partial(_small_stem, name) for name in ("resnet18", "resnet34", "resnet50")},
 }
+
+
+class ScaleToken(nn.Module):
+    """A gain and an offset of every channel, of the scale that was set last; at first they change nothing.
+
+    Parameters
+    ----------
+    n_scales, n_channels
+        Their numbers.
+    axis
+        Of the channels.
+    """
+
+    def __init__(self, n_scales: int, n_channels: int, axis: int) -> None:
+        super().__init__()
+        self.gain, self.offset = (nn.Parameter(torch.zeros(n_scales, n_channels)) for _ in range(2))
+        self.axis, self.scale = axis, 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return ``x`` as the scale's token changes it."""
+        shape = [1] * x.ndim
+        shape[self.axis] = -1
+        return x * (1 + self.gain[self.scale].view(shape)) + self.offset[self.scale].view(shape)
+
+
+def set_scale(module: nn.Module, scale: int) -> None:
+    """Tell every scale token in ``module`` which scale comes next."""
+    for part in module.modules():
+        if isinstance(part, ScaleToken):
+            part.scale = scale
 
 
 def head(*sizes: int, normalise_last: bool = False) -> nn.Sequential:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-# Ruifrok & Johnston (2001): optical density of haematoxylin, eosin and DAB, one stain a row.
-_RUIFROK = torch.tensor([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+from histoweave.loaders._augment import STAINS
+
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _BANDS = 4  # octaves of the band-pass pyramid
 _STAINS = ("haematoxylin", "eosin", "density")
@@ -34,7 +34,7 @@ def stain_channels(crops: torch.Tensor) -> torch.Tensor:
     Optical density ``-log10((value + 1) / 256)`` unmixed with the stain vectors of Ruifrok and Johnston (2001).
     """
     density = -torch.log10((crops.permute(0, 3, 1, 2).float() + 1.0) / 256.0)
-    unmix = torch.linalg.inv(F.normalize(_RUIFROK, dim=1)).T.to(crops.device)
+    unmix = torch.linalg.inv(STAINS).T.to(crops.device)
     stains = torch.einsum("sc,nchw->nshw", unmix, density)
     return torch.cat([stains[:, :2], density.mean(1, keepdim=True)], dim=1)
 
