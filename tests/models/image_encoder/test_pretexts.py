@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedShuffleSplit, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -21,8 +20,12 @@ RANK_FLOOR = 10  # of 64 features; a collapsed embedding has 1
 
 @pytest.fixture(scope="module")
 def tissue():
-    adata = hw.datasets.simulate_section(n_rows=16, n_cols=16, n_genes=60, um_per_px=2.0)
+    """Two sections; the label of every other row is missing, the truth is in another column."""
+    adata = hw.datasets.simulate_sections(2, n_rows=12, n_cols=12, n_genes=60, um_per_px=2.0)
     hw.pp.crops(adata, out_px=32)
+    hw.tl.gene_encoder(adata, n_components=10)
+    adata.obs["truth"] = adata.obs["region"].astype(str)
+    adata.obs["region"] = adata.obs["truth"].where(np.arange(adata.n_obs) % 2 == 0)
     return adata
 
 
@@ -32,9 +35,15 @@ def features(network: Backbone, adata) -> np.ndarray:
 
 
 def linear_probe(values: np.ndarray, adata) -> float:
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
-    splits = StratifiedShuffleSplit(20, train_size=100, random_state=0)
-    return cross_val_score(model, values, adata.obs["region"].astype(str), cv=splits).mean()
+    """Mean accuracy on the rows without a label, learned from 60 of those with one, 20 times."""
+    seen = np.flatnonzero(adata.obs["region"].notna())
+    rest = adata.obs["region"].isna().to_numpy()
+    truth, scores = adata.obs["truth"].to_numpy(), []
+    for seed in range(20):
+        rows = np.random.default_rng(seed).choice(seen, 60, replace=False)
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
+        scores.append(model.fit(values[rows], truth[rows]).score(values[rest], truth[rest]))
+    return float(np.mean(scores))
 
 
 def effective_rank(values: np.ndarray) -> float:
@@ -65,7 +74,7 @@ def test_training_learns_something_useful_and_does_not_collapse(method, tissue, 
     }
     encoder = hw.models.ImageEncoder(method, **options).fit(tissue)
     loss = encoder.history["loss"]
-    assert loss.iloc[-3:].mean() < loss.iloc[0] - 0.02
+    assert loss.iloc[-3:].mean() < loss.iloc[0] * (1 - np.sign(loss.iloc[0]) * 0.02)
     values = features(encoder._network, tissue)
     assert effective_rank(values) > RANK_FLOOR
     assert linear_probe(values, tissue) > random_probe
@@ -107,7 +116,7 @@ class Watcher(torch.nn.Module):
         return torch.zeros(len(x), self.dim)
 
 
-def test_inpainting_hides_a_quarter_of_the_picture_and_scores_what_is_hidden():
+def test_inpainting_hides_a_quarter_of_the_picture_and_scores_all_of_it():
     watcher, x = Watcher(), torch.rand(5, 3, 32, 32)
     pretext = Inpaint(watcher, ImageTraining())
     pretext(watcher, show([x]))
@@ -116,17 +125,19 @@ def test_inpainting_hides_a_quarter_of_the_picture_and_scores_what_is_hidden():
     assert len({tuple(mask.flatten().tolist()) for mask in hidden}) > 1
     for picture, mask, original in zip(watcher.seen, hidden, x, strict=True):
         torch.testing.assert_close(picture[:, mask], original[:, ~mask].mean(dim=1, keepdim=True).expand(3, 256))
-    # a decoder that draws the mean of what is visible explains nothing
+    # a decoder that draws the mean colour explains nothing
     for p in pretext.decode.parameters():
         torch.nn.init.zeros_(p)
     assert pretext(watcher, show([x])).item() == pytest.approx(1)
 
 
-def test_colorizing_shows_grey_and_keeps_the_colours_as_they_are():
-    watcher, x = Watcher(), torch.rand(5, 3, 32, 32)
+def test_colorizing_shows_half_of_the_crops_in_grey_and_keeps_the_colours_as_they_are():
+    watcher, x = Watcher(), torch.rand(200, 3, 32, 32)
     pretext = Colorize(watcher, ImageTraining())
     pretext(watcher, show([x]))
-    assert torch.equal(watcher.seen, x.mean(dim=1, keepdim=True).expand_as(x))
+    coloured = (watcher.seen == x).flatten(1).all(dim=1)
+    assert 70 < coloured.sum() < 130
+    assert torch.equal(watcher.seen[~coloured], x.mean(dim=1, keepdim=True).expand_as(x)[~coloured])
     (aug,) = pretext.augmentations(Augmentation(scale=(0.3, 0.5), stain=0.2, grey=0.5, brightness=0.5))
     assert aug == Augmentation(scale=(0.3, 0.5))
     assert pretext.decode(torch.zeros(2, 64)).shape == (2, 3, CELLS, CELLS)

@@ -115,7 +115,18 @@ class ImageTraining:
 
     @classmethod
     def of(cls, arguments: dict[str, Any]) -> ImageTraining:
-        """Return the training of keyword arguments; those it does not have are told."""
+        """Return the training of keyword arguments.
+
+        Parameters
+        ----------
+        arguments
+            By name.
+
+        Raises
+        ------
+        TypeError
+            A training has no such argument.
+        """
         known = [f.name for f in fields(cls)]
         unknown = [name for name in arguments if name not in known]
         if unknown:
@@ -129,6 +140,12 @@ class ImageTraining:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ImageTraining:
-        """Return the training that :meth:`to_dict` wrote down."""
+        """Return the training that :meth:`to_dict` wrote down.
+
+        Parameters
+        ----------
+        values
+            As read from JSON.
+        """
         drawn = {k: tuple(v) if isinstance(v, list) else v for k, v in values["augmentation"].items()}
         return cls(**values | {"augmentation": Augmentation(**drawn)})

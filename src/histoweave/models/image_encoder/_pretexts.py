@@ -146,10 +146,11 @@ class BYOL(Pretext):
 
 
 class Inpaint(Pretext):
-    """Predict the coarse content of a hidden square of half the side from the rest (Pathak et al., 2016).
+    """Draw the coarse picture of a crop of which a square of half the side is hidden (Pathak et al., 2016).
 
-    The picture is drawn from the pooled features, so that these, which become the embedding, must hold it. The
-    loss is relative to the variance of what is hidden.
+    The picture is drawn from the pooled features, so that these, which become the embedding, must hold it. What is
+    visible is drawn as well: on simulated tissue the hidden part alone can hardly be guessed, and features trained
+    to do so fall below those of a random network. The loss is relative to the variance of the pictures of the batch.
     """
 
     hidden = CELLS // 2
@@ -166,18 +167,16 @@ class Inpaint(Pretext):
         first = torch.randint(0, CELLS - self.hidden + 1, (2, len(x), 1), generator=views.generator).to(x.device)
         cells = torch.arange(CELLS, device=x.device)
         rows, columns = (cells >= first) & (cells < first + self.hidden)
-        mask = (rows[:, None, :, None] & columns[:, None, None, :]).float()
-        cover = F.interpolate(mask, size=x.shape[2:])
+        cover = F.interpolate((rows[:, None, :, None] & columns[:, None, None, :]).float(), size=x.shape[2:])
         seen = (x * (1 - cover)).sum(dim=(2, 3), keepdim=True) / (1 - cover).sum(dim=(2, 3), keepdim=True)
-        target = (F.adaptive_avg_pool2d(x, CELLS) - seen) * mask
-        drawn = self.decode(backbone.encode(torch.lerp(x, seen, cover))).float() * mask
-        return _unexplained(drawn, target)
+        return _unexplained(self.decode(backbone.encode(torch.lerp(x, seen, cover))), F.adaptive_avg_pool2d(x, CELLS))
 
 
 class Colorize(Pretext):
     """Predict the coarse colours of a crop from its grey version (Zhang et al., 2016), from the pooled features.
 
-    The loss is relative to the variance of the colours. Views are moved and turned; their colours are kept.
+    Half of the crops keep their colours: a network that has never seen any puts little into its features when it
+    describes crops in colour later. The loss is relative to the variance of the colours. Views are moved and turned.
     """
 
     def __init__(self, backbone: Backbone, options: ImageTraining, relation: Relation | None = None) -> None:
@@ -190,8 +189,9 @@ class Colorize(Pretext):
     def forward(self, backbone: Backbone, views: Views) -> torch.Tensor:
         (x,) = views.pictures
         grey = x.mean(dim=1, keepdim=True).expand_as(x)
-        target = F.adaptive_avg_pool2d(x - grey, CELLS)
-        return _unexplained(self.decode(backbone.encode(grey)).float(), target)
+        without = (torch.rand(len(x), 1, 1, 1, generator=views.generator) < 0.5).to(x.device)
+        drawn = self.decode(backbone.encode(torch.where(without, grey, x)))
+        return _unexplained(drawn, F.adaptive_avg_pool2d(x - grey, CELLS))
 
 
 class _Metric(Pretext):
@@ -298,5 +298,7 @@ def pretext_weights(method: str | dict[str, float]) -> dict[str, float]:
     return {name: float(weight) for name, weight in method.items()}
 
 
-def _unexplained(drawn: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    return F.mse_loss(drawn, target) / target.pow(2).mean().clamp_min(1e-6)
+def _unexplained(drawn: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
+    """Share of the variance of the pictures, around their mean colour, that is not drawn."""
+    target = pictures - pictures.mean(dim=(0, 2, 3), keepdim=True)
+    return F.mse_loss(drawn.float(), target) / target.pow(2).mean().clamp_min(1e-6)

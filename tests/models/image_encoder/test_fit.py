@@ -1,0 +1,264 @@
+"""What is gathered for a training, and where it starts: labels, probes, memory, weights, scales, processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import histoweave as hw
+from histoweave._validate import HistoweaveWarning
+from histoweave.models.image_encoder._backbone import Backbone
+from histoweave.models.image_encoder._module import set_scale
+from histoweave.models.image_encoder._optimizer import parameter_groups
+from histoweave.models.image_encoder._pretexts import SupCon, Supervised
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+OPTIONS = {"backbone": "tiny", "max_epochs": 2, "batch_size": 40, "precision": "float32", "n_components": 8}
+
+
+@pytest.fixture
+def tissue(sections):
+    adata = sections[sections.obs["library_id"].isin(["section_1", "section_2"])].copy()
+    hw.pp.crops(adata, size_um={"crops": 110, "crops_context": 250}, out_px=32)
+    return adata
+
+
+def encoder(method="simclr", **options):
+    return hw.models.ImageEncoder(method, **OPTIONS | options)
+
+
+def same_weights(a, b) -> bool:
+    first, second = a._network.state_dict(), b._network.state_dict()
+    return all(torch.equal(first[k], second[k]) for k in first)
+
+
+def spy(monkeypatch, pretext) -> list[np.ndarray]:
+    """Rows of every batch that a pretext is shown."""
+    forward, seen = pretext.forward, []
+
+    def watched(self, backbone, views):
+        seen.append(views.rows.numpy())
+        return forward(self, backbone, views)
+
+    monkeypatch.setattr(pretext, "forward", watched)
+    return seen
+
+
+def test_methods_with_labels_see_labelled_rows_and_in_combination_all(tissue, monkeypatch):
+    tissue.obs["region"] = tissue.obs["region"].astype(object).where(np.arange(tissue.n_obs) % 3 == 0)
+    labelled = set(np.flatnonzero(tissue.obs["region"].notna()))
+    seen = spy(monkeypatch, Supervised)
+    encoder("supervised", max_epochs=3).fit(tissue)
+    assert set(np.concatenate(seen)) == labelled
+    codes = tissue.obs["region"].astype("category").cat.codes.to_numpy()
+    assert all(len(set(np.bincount(codes[rows]))) == 1 for rows in seen)  # classes balanced in every batch
+    seen.clear()
+    history = encoder({"simclr": 2.0, "supervised": 0.5}).fit(tissue).history
+    assert set(np.concatenate(seen)) == set(range(tissue.n_obs))
+    np.testing.assert_allclose(history["loss"], 2 * history["loss_simclr"] + history["loss_supervised"] / 2, rtol=1e-5)
+
+
+def test_rows_held_out_for_the_probe_lend_no_labels(tissue, monkeypatch):
+    seen = spy(monkeypatch, SupCon)
+    history = encoder("supcon", probe="linear").fit(tissue).history
+    rows = np.concatenate(seen)
+    assert tissue.obs["library_id"].iloc[rows].nunique() == 1  # the other section is held out
+    assert history["probe"].between(0, 1).all()
+    changed = tissue.copy()
+    held = ~changed.obs["library_id"].isin(tissue.obs["library_id"].iloc[rows]).to_numpy()
+    names = changed.obs["region"].astype(str).to_numpy()
+    names[held] = np.random.default_rng(0).permutation(names[held])
+    changed.obs["region"] = names
+    again = encoder("supcon", probe="linear").fit(changed)
+    assert same_weights(again, encoder("supcon", probe="linear").fit(tissue))
+    assert not again.history["probe"].equals(history["probe"])
+
+
+def test_training_stops_where_the_probe_no_longer_improves(tissue, monkeypatch):
+    scores = iter([0.2, 0.5, 0.4, 0.3, 0.6, 0.7])
+    monkeypatch.setattr("histoweave.models.image_encoder._probe.Probe.score", lambda *_: next(scores))
+    history = encoder(probe="knn", patience=2, max_epochs=6).fit(tissue).history
+    assert history["probe"].tolist() == [0.2, 0.5, 0.4, 0.3]
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_out_of_memory_halves_the_batch_and_starts_again(tissue, tmp_path, monkeypatch, error):
+    forward, calls = SupCon.forward, []
+
+    def small_only(self, backbone, views):
+        calls.append(len(views.rows))
+        if len(views.rows) > 20 and len(calls) > 6:  # a checkpoint of the larger batches is there by then
+            raise error
+        return forward(self, backbone, views)
+
+    monkeypatch.setattr(SupCon, "forward", small_only)
+    checkpoint = tmp_path / "training.ckpt"
+    with pytest.warns(HistoweaveWarning, match="`batch_size=40`: training starts again with `batch_size=20`"):
+        found = encoder("supcon", checkpoint=checkpoint).fit(tissue)
+    assert same_weights(found, encoder("supcon", batch_size=20).fit(tissue))
+    assert len(found.history) == 2
+    monkeypatch.setattr(SupCon, "forward", lambda *_: (_ for _ in ()).throw(RuntimeError("another error")))
+    with pytest.raises(RuntimeError, match="another error"):
+        encoder("supcon").fit(tissue)
+
+
+def test_lower_layers_learn_slower_and_norms_do_not_decay():
+    network = Backbone("test_vit", pretrained=False)
+    head = torch.nn.Linear(network.dim, 2)
+    groups = parameter_groups(network, head.parameters(), 1.0, 0.5)
+    rate = {id(p): g["lr"] for g in groups for p in g["params"]}
+    decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
+    names = dict(network.network.named_parameters())
+    assert set(rate) == {id(p) for p in [*names.values(), *head.parameters()]}
+    depth = len(network.network.blocks)
+    assert rate[id(head.weight)] == 1
+    assert rate[id(names["norm.weight"])] == 0.5
+    for i in range(depth):
+        assert rate[id(names[f"blocks.{i}.attn.qkv.weight"])] == 0.5 ** (1 + depth - i)
+    assert rate[id(names["patch_embed.proj.weight"])] == 0.5 ** (2 + depth)
+    assert all((decay[id(p)] > 0) == (p.ndim > 1) for p in names.values())
+    assert groups[-1]["lr"] == 1  # the rate that the history tells
+    assert {g["lr"] for g in parameter_groups(network, head.parameters(), 1.0, 1.0)} == {1.0}
+
+
+@pytest.mark.parametrize("name", ["resnet10-narrow", "convnext_tiny", "vit_tiny_patch16_224", "vit_small_patch16_224"])
+def test_networks_of_every_kind_make_a_step(sections, name):
+    adata = sections[:16].copy()
+    hw.pp.crops(adata, size_um={"crops": 110, "crops_context": 250}, out_px=32)
+    options = {"backbone": name, "max_epochs": 1, "batch_size": 8, "n_components": 4, "precision": "float32"}
+    if "vit" in name:
+        adata = adata[:4].copy()  # 224 px, whatever the crops
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", HistoweaveWarning)
+        fitted = hw.models.ImageEncoder(
+            "simclr", crops_keys=("crops", "crops_context"), scale_token=True, layer_decay=0.7, **options
+        ).fit(adata)
+    tokens = {k: v for k, v in fitted._network.state_dict().items() if k.endswith((".gain", ".offset"))}
+    assert len(tokens) == 2
+    assert all((values.abs().sum(dim=1) > 0).all() for values in tokens.values())  # both scales have learned
+    assert np.isfinite(fitted.history["loss"]).all()
+
+
+def test_the_network_is_told_the_scale(tissue, tmp_path):
+    keys = ("crops", "crops_context")
+    fitted = encoder(crops_keys=keys, scale_token=True, learning_rate=0.02, n_components=None).fit(tissue)
+    network, crops = fitted._network, torch.from_numpy(tissue.obsm["crops"])
+    expected = []
+    for scale, key in enumerate(keys):
+        set_scale(network, scale)
+        with torch.inference_mode():
+            expected.append(network(torch.from_numpy(tissue.obsm[key])).numpy())
+    np.testing.assert_allclose(fitted.features(tissue), np.concatenate(expected, axis=1), atol=1e-5)
+    with torch.inference_mode():
+        assert not np.allclose(network(crops).numpy(), expected[0], atol=1e-3)  # as if they were of the other scale
+    loaded = hw.models.ImageEncoder.load(fitted.save(tmp_path / "encoder"))
+    loaded.precision = "float32"
+    np.testing.assert_array_equal(loaded.embed(tissue), fitted.embed(tissue))
+    with pytest.raises(ValueError, match="knows no first layer of EfficientNet"):
+        Backbone("efficientnet_b0", pretrained=False).add_scale_token(2)
+
+
+def test_published_weights_are_asked_for(tissue, monkeypatch):
+    asked = []
+
+    def start(self, name, *, pretrained):
+        asked.append((name, pretrained))
+        original(self, name, pretrained=False)
+
+    original = Backbone.__init__
+    monkeypatch.setattr(Backbone, "__init__", start)
+    encoder(backbone="test_resnet", weights="published", max_epochs=1).fit(tissue)
+    encoder(backbone="test_resnet", max_epochs=1).fit(tissue)
+    assert asked == [("test_resnet", True), ("test_resnet", False)]
+
+
+def test_bad_arguments_are_told(tissue):
+    with pytest.raises(TypeError, match="no argument 'epochs'.*max_epochs"):
+        encoder(epochs=3)
+    for wrong in ({"layer_decay": 0}, {"quantiles": 0.5}, {"quantiles": (0.9, 0.5)}, {"mining": "x"}, {"probe": "x"}):
+        with pytest.raises((ValueError, TypeError), match=next(iter(wrong))):
+            encoder(**wrong)
+    for wrong, told in (({}, "names no method"), ({"pretrained": 1.0}, "'simclr'"), ({"simclr": 0.0}, "simclr")):
+        with pytest.raises(ValueError, match=told):
+            encoder(wrong)
+    tissue.obs["region"] = "one"
+    with pytest.raises(ValueError, match="at least 2 regions"):
+        encoder("triplet").fit(tissue)
+
+
+SCRIPT = """
+    import sys
+    import numpy as np, torch
+    import histoweave as hw
+    torch.set_num_threads(1)
+    hw.settings.progress = False
+    def main():
+        adata = hw.datasets.simulate_section(n_rows=8, n_cols=8, n_genes=60, um_per_px=2.0)
+        hw.pp.crops(adata, out_px=32)
+        options = eval(sys.argv[2])
+        encoder = hw.models.ImageEncoder(n_components=8, precision="float32", device="cpu", **options).fit(adata)
+        network = encoder._network.network.state_dict()
+        if int(__import__("os").environ.get("LOCAL_RANK", 0)) == 0:
+            np.savez(sys.argv[1], loss=encoder.history["loss"], **{k: v.numpy() for k, v in network.items()})
+    if __name__ == "__main__":
+        main()
+"""
+
+
+def start(tmp_path: Path, name: str, **options) -> tuple[subprocess.Popen, Path]:
+    script = tmp_path / "train.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    out = tmp_path / f"{name}.npz"
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, str(script), str(out), repr(options)], env=env), out
+
+
+def read(started: tuple[subprocess.Popen, Path]) -> dict[str, np.ndarray]:
+    assert started[0].wait() == 0
+    with np.load(started[1]) as found:
+        return dict(found)
+
+
+@pytest.mark.slow
+def test_killed_and_continued_is_never_stopped_to_the_last_bit(tmp_path):
+    checkpoint = tmp_path / "state" / "training.ckpt"
+    options = {"method": {"byol": 1.0, "inpaint": 0.5}, "backbone": "tiny", "batch_size": 8, "max_epochs": 40}
+    straight = start(tmp_path, "straight", **options)
+    process, _ = start(tmp_path, "killed", **options, checkpoint=str(checkpoint))
+    while not checkpoint.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    done = torch.load(checkpoint, weights_only=True)["epoch"] + 1
+    assert done < 40
+    resumed = read(start(tmp_path, "resumed", **options, checkpoint=str(checkpoint)))
+    expected = read(straight)
+    assert resumed.keys() == expected.keys()
+    assert all(np.array_equal(resumed[k], expected[k]) for k in expected)
+    assert len(expected["loss"]) == 40
+    assert not checkpoint.exists()
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_network_that_one_trains(tmp_path):
+    """Without batch normalisation the mean of the gradients of two halves of a batch is that of the batch."""
+    options = {"method": "supervised", "backbone": "test_vit", "batch_size": 16, "max_epochs": 2}
+    one = read(start(tmp_path, "one", **options))
+    two = read(start(tmp_path, "two", **options, devices=2, strategy="ddp"))
+    assert one.keys() == two.keys()
+    np.testing.assert_allclose(two["loss"], one["loss"], rtol=1e-4)
+    for name in one:
+        np.testing.assert_allclose(two[name], one[name], rtol=0, atol=2e-4, err_msg=name)
