@@ -18,12 +18,16 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
 
+from histoweave import settings
 from histoweave._device import resolve_device, resolve_precision
 from histoweave.loaders import CropEpochs
 from histoweave.models import ImageTraining
@@ -141,26 +145,44 @@ def spread(values: list[float], digits: int) -> str:
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}..{max(values):.{digits}f})"
 
 
-def race(side: int, options: argparse.Namespace, device: str, precision: str) -> None:
+def contestants(side: int, options: argparse.Namespace, device: str, precision: str) -> dict[str, Callable[[], Run]]:
     crops = pictures(side, options.batch * 2)
-    contestants: dict[str, Run] = {
-        "histoweave": ours(crops, options.batch, device, precision),
-        "limit: forward and backward alone": limit(side, options.batch, device, precision),
+    found = {
+        "histoweave": partial(ours, crops, options.batch, device, precision),
+        "limit: forward and backward alone": partial(limit, side, options.batch, device, precision),
     }
     for kind, workers in itertools.product(dict.fromkeys(["float32", precision]), options.workers):
-        contestants[f"lightly, {kind}, {workers} workers"] = lightly(crops, options.batch, device, kind, workers)
-    rates: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(options.repeats):
-        for name, run in contestants.items():
-            rates[name].append(run(options.steps))
-    print(
-        f"\n### {side} px, batch {options.batch}\n\n| | images/s, median (range) | histoweave / this |\n|---|---|---|"
-    )
-    for name, found in rates.items():
-        ratios = [a / b for a, b in zip(rates["histoweave"], found, strict=True)]
-        print(f"| {name} | {spread(found, 1)} | {spread(ratios, 2)} |", flush=True)
+        found[f"lightly, {kind}, {workers} workers"] = partial(lightly, crops, options.batch, device, kind, workers)
+    return found
+
+
+def peak_memory(name: str, side: int, options: argparse.Namespace, device: str, precision: str) -> float:
+    """MB that a contestant takes at most, in a process of its own without its workers; on a GPU, what torch took."""
+    quiet()
+    contestants(side, options, device, precision)[name]()(2)
     if device.startswith("cuda"):
-        print(f"\nGPU memory, peak of all: {torch.cuda.max_memory_allocated() / 1e6:,.0f} MB")
+        return torch.cuda.max_memory_allocated() / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def race(side: int, options: argparse.Namespace, device: str, precision: str) -> None:
+    runs = {name: make() for name, make in contestants(side, options, device, precision).items()}
+    rates: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(options.repeats):
+        for name, run in runs.items():
+            rates[name].append(run(options.steps))
+    print(f"\n### {side} px, batch {options.batch}\n")
+    print("| | images/s, median (range) | histoweave / this | peak memory, MB |\n|---|---|---|---|")
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as processes:
+        for name, found in rates.items():
+            ratios = [a / b for a, b in zip(rates["histoweave"], found, strict=True)]
+            memory = processes.submit(peak_memory, name, side, options, device, precision).result()
+            print(f"| {name} | {spread(found, 1)} | {spread(ratios, 2)} | {memory:,.0f} |", flush=True)
+
+
+def quiet() -> None:
+    settings.progress = False
+    warnings.simplefilter("ignore")
 
 
 def main() -> None:
@@ -171,16 +193,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
     options = parser.parse_args()
-    from histoweave import settings
-
-    settings.progress = False
-    warnings.simplefilter("ignore")
+    quiet()
     device = resolve_device()
     precision = resolve_precision("auto", device)
     print(f"{device}, {precision}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     for side in options.sizes:
         race(side, options, device, precision)
-    print(f"\nPeak memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MB")
 
 
 if __name__ == "__main__":
