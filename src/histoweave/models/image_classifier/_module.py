@@ -14,6 +14,7 @@ from histoweave.models._sections import LIMIT
 from histoweave.models.fusion._heads import LinearHead
 from histoweave.models.image_encoder import ImageEncoder
 from histoweave.models.image_encoder._backbone import Backbone
+from histoweave.models.image_encoder._module import set_scale
 
 
 class LogitNetwork(nn.Module):
@@ -60,6 +61,7 @@ def logit_network(encoder: ImageEncoder, head: LinearHead, scale: int, n_blocks:
         raise ValueError(msg)
     weight, bias = collapse(head, encoder._map, n_blocks)
     network, scaler = deepcopy(encoder._network).cpu(), encoder._scaler
+    set_scale(network, scale)
     own = slice(scale * network.dim, (scale + 1) * network.dim)
     return LogitNetwork(network, scaler.mean[own], scaler.sd[own], weight[:, own], bias).eval()
 

@@ -17,6 +17,7 @@ from histoweave._settings import track
 from histoweave.loaders import Augmentation, augment, crop_batches, sample_parameters
 from histoweave.models._sections import MIN_SPOTS
 from histoweave.models.image_encoder._backbone import Backbone
+from histoweave.models.image_encoder._module import set_scale
 
 WEIGHT_DECAY = 0.01
 WARM_UP = 0.1  # share of the steps over which the learning rate rises
@@ -110,7 +111,8 @@ def train(
         rows = balanced_rows(y, plan.batch_size, rng)
         where = torch.from_numpy(labelled.section[rows]).to(device)
         with torch.autocast(kind, dtype=torch.bfloat16, enabled=plan.precision == "bfloat16"):
-            features = torch.cat([_encode(backbone, c[rows], plan, generator, device) for c in labelled.crops], dim=1)
+            parts = [_encode(backbone, c[rows], i, plan, generator, device) for i, c in enumerate(labelled.crops)]
+            features = torch.cat(parts, dim=1)
         logits = head((features.float() - mean[where]) / sd[where])
         loss = F.cross_entropy(logits, truth[rows].to(device), label_smoothing=plan.label_smoothing)
         optimizer.zero_grad()
@@ -150,11 +152,12 @@ def _layers(backbone: Backbone, head: nn.Linear, plan: Plan) -> list[dict]:
 
 
 def _encode(
-    backbone: Backbone, crops: torch.Tensor, plan: Plan, generator: torch.Generator, device: str
+    backbone: Backbone, crops: torch.Tensor, scale: int, plan: Plan, generator: torch.Generator, device: str
 ) -> torch.Tensor:
     crops = crops.to(device)
     with torch.autocast(crops.device.type, enabled=False):
         views = augment(crops, sample_parameters(plan.augmentation, len(crops), generator, crops.device))
+    set_scale(backbone, scale)
     return backbone.encode(views)
 
 
@@ -162,7 +165,10 @@ def _encode(
 def _section_statistics(backbone: Backbone, reference: Pictures, device: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Return mean and spread ``(n_sections, d)`` of the features, pooled where a section has few crops."""
     backbone.eval()
-    scales = [torch.cat([backbone(part.to(device)).float() for part in c.split(BATCH)]) for c in reference.crops]
+    scales = []
+    for scale, crops in enumerate(reference.crops):
+        set_scale(backbone, scale)
+        scales.append(torch.cat([backbone(part.to(device)).float() for part in crops.split(BATCH)]))
     features = torch.cat(scales, dim=1)
     means, sds = [], []
     for number in range(reference.section.max() + 1):
