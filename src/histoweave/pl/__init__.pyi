@@ -1,6 +1,8 @@
 from ._alignment import alignment as alignment
 from ._augmentations import augmentations as augmentations
 from ._crops import crops as crops
+from ._domains import domains as domains
+from ._domains import overlap as overlap
 from ._embedding import embedding as embedding
 from ._evaluation import confusion as confusion
 from ._evaluation import reliability as reliability

@@ -135,8 +135,7 @@ def domains(
     for name, value in (("n_components", n_components), ("n_neighbors", n_neighbors), ("n_seeds", n_seeds)):
         require_number(value, argument=name, at_least=1, integer=True)
     out, table = working_copy(data, table_key, copy=copy)
-    use = _representations(table, use)
-    values = [require_matrix(table.obsm[key], table.n_obs, name=f"adata.obsm[{key!r}]") for key in use]
+    use, values = representations(table, use)
     rows = _rows_to_divide(values, use, n_domains)
     rings = []
     if n_rings:
@@ -166,7 +165,8 @@ def domains(
     return out if copy else None
 
 
-def _representations(table: AnnData, use: str | Sequence[str]) -> list[str]:
+def representations(table: AnnData, use: str | Sequence[str]) -> tuple[list[str], list[np.ndarray]]:
+    """Return the keys and the checked arrays of ``use``; of the default, those that exist."""
     if use == EMBEDDINGS and any(key in table.obsm for key in use):
         use = [key for key in use if key in table.obsm]
     use = [use] if isinstance(use, str) else list(dict.fromkeys(use))
@@ -176,16 +176,18 @@ def _representations(table: AnnData, use: str | Sequence[str]) -> list[str]:
     run = "hw.tl.image_encoder(...)` or `hw.tl.gene_encoder(...)"
     for key in use:
         require_key(table.obsm, key, where="adata.obsm", argument="use", run=run)
-    return use
+    values = [require_matrix(table.obsm[key], table.n_obs, name=f"adata.obsm[{key!r}]") for key in use]
+    for key, value in zip(use, values, strict=True):
+        if np.isnan(value).any(axis=1).all():
+            msg = f"`adata.obsm[{key!r}]` is NaN in every row. Leave it out of `use=`."
+            raise ValueError(msg)
+    return use, values
 
 
 def _rows_to_divide(values: Sequence[np.ndarray], use: Sequence[str], n_domains: int | None) -> np.ndarray:
     """Return the rows with any representation, after checking that they can be compared."""
     there = np.stack([~np.isnan(value).any(axis=1) for value in values], axis=1)
     for key, n in zip(use, (~there).sum(axis=0), strict=True):
-        if n == len(there):
-            msg = f"`adata.obsm[{key!r}]` is NaN in every row. Leave it out of `use=`."
-            raise ValueError(msg)
         if n and len(use) > 1:
             warn(f"{n} of {len(there)} rows have no {key!r}; what else they have places them.")
     rows = np.flatnonzero(there.any(axis=1))
