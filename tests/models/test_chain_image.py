@@ -99,6 +99,9 @@ def test_cross_validation_says_where_a_given_encoder_had_seen_the_test_sections(
 def test_bad_input_is_told(table, tmp_path):
     with pytest.raises(ValueError, match="`image` must be one of .*'simclr'"):
         RegionClassifier(image="magic")
+    for image, options in (("supervised", {}), ("gene_contrast", {}), ("simclr", {"probe": "knn"})):
+        with pytest.raises(ValueError, match="needs (labels|genes): fit such an `ImageEncoder`"):
+            RegionClassifier(image=image, image_options=options)
     with pytest.raises(RuntimeError, match="not fitted"):
         RegionClassifier(image=ImageEncoder())
     with pytest.raises(FileNotFoundError, match="not a saved model"):

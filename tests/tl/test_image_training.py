@@ -142,6 +142,8 @@ def test_bad_input_is_told(table):
         hw.tl.compare_image_training(table, arms=["magic"])
     with pytest.raises(ValueError, match="`method` must be one of"):
         hw.tl.compare_image_training(table, methods=["magic"])
+    with pytest.raises(ValueError, match="'supervised'.* would see labels"):
+        hw.tl.compare_image_training(table, methods=["supervised"])
     with pytest.raises(ValueError, match="`fractions` must be > 0"):
         hw.tl.compare_image_training(table, fractions=[0])
     with pytest.raises(KeyError, match="hw.pp.crops"):

@@ -17,27 +17,37 @@ from histoweave._validate import listing, require_choice, warn
 from histoweave.models._base import require_fitted
 from histoweave.models.gene_autoencoder import ENCODERS
 from histoweave.models.image_encoder import ImageEncoder
-from histoweave.models.image_encoder._model import FEATURES, METHODS
+from histoweave.models.image_encoder._model import FEATURES
+from histoweave.models.image_encoder._pretexts import PRETEXTS, UNTRAINED
 from histoweave.pp._context import context_features
 from histoweave.pp._graph import ring_graphs
 
 
-def image_source(image: str | os.PathLike[str] | ImageEncoder | None) -> str | ImageEncoder | None:
-    """Return the name of a method as it is, and a fitted encoder for one that is given or saved in a folder."""
-    if isinstance(image, os.PathLike) or (image not in (*METHODS, None) and Path(str(image)).is_dir()):
+def image_source(image: str | Mapping[str, float] | os.PathLike[str] | ImageEncoder | None) -> Any:
+    """Return a method as it is, and a fitted encoder for one that is given or saved in a folder."""
+    if isinstance(image, os.PathLike) or (isinstance(image, str) and Path(image).is_dir()):
         return ImageEncoder.load(image)
     if isinstance(image, ImageEncoder):
         require_fitted(image, "sections_seen")
-    else:
-        require_choice(image, (*METHODS, None), argument="image")
+    elif not isinstance(image, Mapping):
+        require_choice(image, (*UNTRAINED, *PRETEXTS, None), argument="image")
     return image
+
+
+def require_pixels_only(encoder: ImageEncoder) -> None:
+    """Raise unless an encoder can be trained within the chain: without labels and without expression."""
+    needs = {name: PRETEXTS[name].needs for name in encoder.pretexts if PRETEXTS[name].needs}
+    if needs or encoder.training.probe:
+        what = ", ".join(f"{name!r} needs {need}" for name, need in needs.items()) or "`probe` needs labels"
+        msg = f"{what}: fit such an `ImageEncoder` on training rows yourself, and pass it as `image=`."
+        raise ValueError(msg)
 
 
 def new_encoders(
     light: AnnData,
     sizes: Mapping[str, float | None],
     *,
-    image: str | ImageEncoder | None,
+    image: str | Mapping[str, float] | ImageEncoder | None,
     genes: str | None,
     image_options: Mapping[str, Any],
     gene_options: Mapping[str, Any],

@@ -15,7 +15,6 @@ from histoweave._calibration import CROP_PITCHES, array_pitch_um, um_per_pixel
 from histoweave._record import recorded
 from histoweave._resolve import get_table, has_image, replace_table, section_column, sections
 from histoweave._validate import listing, require_labels, warn
-from histoweave.models.gene_autoencoder._genes import NAME_COLUMNS
 from histoweave.pp._blocks import cut_blocks, reach_px
 from histoweave.pp._crops import crops
 from histoweave.pp._expression import raw_counts
@@ -49,6 +48,8 @@ def light_table(
     their sides, these are right too; others are cut. ``crops_keys`` names those that are needed, all by default.
     Also returned: the size of every kind of crop in um (``None`` where unknown), empty without images.
     """
+    from histoweave.models.gene_autoencoder._genes import NAME_COLUMNS  # that room's classifier imports this file
+
     table = get_table(data, table_key)
     counts = raw_counts(table, layer)[0] if genes and table.n_vars and _has_matrix(table, layer) else None
     if counts is not None and counts.nnz == 0:

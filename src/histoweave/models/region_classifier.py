@@ -13,7 +13,7 @@ from histoweave import _keys
 from histoweave._resolve import get_table, sections
 from histoweave._validate import require_choice, require_key, require_number
 from histoweave.models._base import Arrays, Model, prefixed, require_fitted, subset
-from histoweave.models._chain import embed_all, fit_all, image_source, new_encoders, with_context
+from histoweave.models._chain import embed_all, fit_all, image_source, new_encoders, require_pixels_only, with_context
 from histoweave.models._prepare import inner_groups, light_table, masked_labels, reach_positions
 from histoweave.models.fusion import FusionClassifier
 from histoweave.models.gene_autoencoder import ENCODERS
@@ -42,8 +42,9 @@ class RegionClassifier(Model):
     Parameters
     ----------
     image
-        Method of the :class:`ImageEncoder`, which is trained within ``fit`` on the crops where the method trains; a
-        fitted encoder or the folder of a saved one, used as it is; or ``None`` to leave the image out.
+        Method of the :class:`ImageEncoder`; one that trains, and needs neither labels nor expression, is trained
+        within ``fit`` on the crops. Or a fitted encoder, or the folder of a saved one, used as it is; or ``None`` to
+        leave the image out.
     genes
         Gene encoder, ``"pca"`` or ``"masked"``, or ``None`` to leave the genes out.
     fusion
@@ -88,7 +89,7 @@ class RegionClassifier(Model):
     def __init__(
         self,
         *,
-        image: str | os.PathLike[str] | ImageEncoder | None = "statistics",
+        image: str | Mapping[str, float] | os.PathLike[str] | ImageEncoder | None = "statistics",
         genes: str | None = "pca",
         fusion: str = "stack",
         crop_um: Mapping[str, float] | None = None,
@@ -117,8 +118,8 @@ class RegionClassifier(Model):
         self.random_state = random_state
         # wrong arguments are told now, not after the embedding
         self._new_fusion()
-        if isinstance(image, str):
-            ImageEncoder(**{"method": image} | self.image_options)
+        if image is not None and not isinstance(image, ImageEncoder):
+            require_pixels_only(ImageEncoder(**{"method": image} | self.image_options))
         ENCODERS[genes or "pca"](**self.gene_options)
         self.classes: list[str] | None = None
 

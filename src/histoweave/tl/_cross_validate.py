@@ -17,7 +17,6 @@ from histoweave.metrics import classification
 from histoweave.models import RegionClassifier
 from histoweave.models._prepare import masked_labels
 from histoweave.models.image_encoder._model import FEATURES
-from histoweave.models.image_encoder._pretexts import PRETEXTS
 from histoweave.models.region_classifier import MODALITIES
 from histoweave.pp._split import Fold, iter_folds, leakage
 from histoweave.tl._nulls import predict_nulls
@@ -124,9 +123,10 @@ def cross_validate(
     if reason and not allow_leakage:
         msg = f"The folds leak: {reason} To score them all the same, pass `allow_leakage=True`."
         raise ValueError(msg)
-    trained = isinstance(twin.image, str) and twin.image in PRETEXTS
-    if sizes and not trained:  # described once: what an encoder learns from the descriptions is learned in each fold
-        light.obsm[FEATURES] = twin._new_encoders(light)["image"].features(light)
+    image = twin._new_encoders(light)["image"] if sizes else None
+    if image is not None and (image.sections_seen or not image.pretexts):
+        # described once: what an encoder learns from the descriptions is learned in each fold
+        light.obsm[FEATURES] = image.features(light)
         for key in sizes:
             del light.obsm[key]
     chosen = _chosen_folds(light, folds, **where)

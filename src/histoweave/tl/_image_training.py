@@ -141,7 +141,10 @@ def compare_image_training(
         raise ValueError(msg)
     encoder_options = {"crops_keys": crops_key, "backbone": backbone} | dict(encoder_options or {})
     for method in methods:  # wrong arguments are told now, not after the first fits
-        ImageEncoder(**encoder_options | {"method": method})
+        encoder = ImageEncoder(**encoder_options | {"method": method})
+        if encoder.training.probe or "labels" in {PRETEXTS[name].needs for name in encoder.pretexts}:
+            msg = f"`methods={method!r}` would see labels that its arms do not; leave out it and `probe`."
+            raise ValueError(msg)
     runner = _Runner(
         table, labels, encoder_options=encoder_options, classifier_options=dict(classifier_options or {}),
         n_rings=n_rings, cache_dir=cache_dir, donor_key=donor_key, library_key=library_key, spatial_key=spatial_key,
@@ -278,7 +281,10 @@ class _Runner:
     def _fitted(self, rows: np.ndarray, options: dict[str, Any]) -> ImageEncoder:
         path = None
         if self.folder is not None:
-            path = self.folder / f"{options['method']}-{_fingerprint(options, self._pixels(rows))}"
+            path = (
+                self.folder
+                / f"{options['method']}-{_fingerprint(options, self._pixels(rows), self._expression(options, rows))}"
+            )
             options = options | ({"checkpoint": path.with_suffix(".ckpt")} if options["method"] in PRETEXTS else {})
         encoder = ImageEncoder(**options)
         if path is None or not path.exists():
@@ -287,6 +293,13 @@ class _Runner:
         found = ImageEncoder.load(path)
         found.device, found.precision = encoder.device, encoder.precision
         return found
+
+    def _expression(self, options: dict[str, Any], rows: np.ndarray) -> str:
+        """Return what tells the expression that a method draws on, empty where it draws on none."""
+        encoder = ImageEncoder(**options)
+        if "genes" not in {PRETEXTS[name].needs for name in encoder.pretexts}:
+            return ""
+        return hashlib.sha256(np.asarray(self.table.obsm[encoder.training.genes_key])[rows].tobytes()).hexdigest()
 
     def _pixels(self, rows: np.ndarray) -> list[str]:
         """Return what tells the sections of these rows, and which of their rows are meant, from all others."""
