@@ -1,4 +1,4 @@
-"""Arrays in, numbers out: classification, calibration and clustering scores, checks of explanations."""
+"""Arrays in, numbers out: scores of predictions, probabilities, clusterings, embeddings and explanations."""
 
 import lazy_loader
 

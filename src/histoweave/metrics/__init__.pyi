@@ -5,7 +5,14 @@ from ._calibration import reliability_curve as reliability_curve
 from ._classification import classification as classification
 from ._classification import per_class as per_class
 from ._clustering import clustering as clustering
+from ._embedding import alignment as alignment
+from ._embedding import effective_rank as effective_rank
+from ._embedding import separation as separation
+from ._embedding import uniformity as uniformity
 from ._explanation import localisation as localisation
 from ._explanation import map_similarity as map_similarity
 from ._explanation import perturbation as perturbation
 from ._imputation import imputation as imputation
+from ._mixing import batch_leakage as batch_leakage
+from ._mixing import batch_mixing as batch_mixing
+from ._retrieval import retrieval as retrieval

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from histoweave._validate import label_name, listing
+from histoweave._validate import label_name, listing, require_matrix
 
 
 def label_array(values: Any, *, argument: str) -> np.ndarray:
@@ -109,3 +109,21 @@ def labels_and_probability(
     same_length(y_true=truth, probability=array)
     require_known(truth, names, argument="y_true")
     return pd.Index(names).get_indexer(truth), array, names
+
+
+def complete_rows(X: Any, *, argument: str = "X", **columns: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Return the mask of rows with values in ``X`` and in every column, and the columns of these rows as names.
+
+    A row of NaN has no such modality, a missing label is no label: both are left out. Columns that are ``None``
+    are passed over.
+    """
+    n = len(np.asarray(X))
+    rows = ~np.isnan(require_matrix(X, n, name=f"`{argument}`").astype(float)).any(axis=1)
+    given = {name: np.asarray(values, dtype=object) for name, values in columns.items() if values is not None}
+    same_length(**{argument: np.asarray(X)}, **given)
+    for values in given.values():
+        rows &= pd.notna(values)
+    if not rows.any():
+        msg = f"No row has values in `{argument}`" + "".join(f" and in `{name}`" for name in given) + "."
+        raise ValueError(msg)
+    return rows, {name: label_array(values[rows], argument=name) for name, values in given.items()}
