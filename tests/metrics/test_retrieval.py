@@ -112,7 +112,7 @@ def test_votes_are_scikit_learns(embedded):
     from sklearn.neighbors import KNeighborsClassifier
 
     X, labels, _ = embedded
-    names, y = np.unique(labels, return_inverse=True)
+    y = np.unique(labels, return_inverse=True)[1]
     X[80] = X[3]  # a query that lies on a row
     for weights in ("uniform", "distance"):
         for metric in ("cosine", "euclidean"):

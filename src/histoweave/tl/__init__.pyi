@@ -10,4 +10,5 @@ from ._gene_programmes import gene_programmes as gene_programmes
 from ._grad_cam import grad_cam as grad_cam
 from ._image_training import compare_image_training as compare_image_training
 from ._impute import impute as impute
+from ._knn import knn_classifier as knn_classifier
 from ._predict import predict_regions as predict_regions
