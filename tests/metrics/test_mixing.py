@@ -46,7 +46,7 @@ def test_composition_is_not_held_against_an_embedding(mixed):
     X, section, region = mixed
     naive, fair = (hw.metrics.batch_mixing(X, section, labels=r) for r in (None, region))
     assert naive["knn_entropy"] < naive["knn_entropy_mixed"] - 0.05  # regions alone separate the sections
-    assert fair["knn_entropy"] == pytest.approx(fair["knn_entropy_mixed"], abs=0.02)
+    assert fair["knn_entropy"] == pytest.approx(fair["knn_entropy_mixed"], abs=0.03)
     assert fair["batch_purity"] == pytest.approx(fair["batch_purity_mixed"], abs=0.03)
     naive, fair = (hw.metrics.batch_leakage(X, section, labels=r) for r in (None, region))
     assert naive["linear"] > 0.2
