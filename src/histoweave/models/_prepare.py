@@ -186,14 +186,20 @@ def inner_groups(spots: pd.DataFrame, xy: np.ndarray | None, labelled: np.ndarra
     for kind, key in (("donor", _keys.DONOR), ("section", _keys.LIBRARY)):
         if key in spots and spots[key].notna().all() and spots.loc[labelled, key].nunique() >= 3:
             return spots[key].astype(str).to_numpy(), kind
+    return tissue_blocks(spots[_keys.LIBRARY].to_numpy(), xy), "row" if xy is None else "block"
+
+
+def tissue_blocks(section: np.ndarray, xy: np.ndarray | None) -> np.ndarray:
+    """Return the block of tissue of every row, about 16 a section; without coordinates every row is its own."""
     if xy is None:
-        return np.arange(len(spots)).astype(str), "row"
+        return np.arange(len(section)).astype(str)
+    xy = np.asarray(xy, dtype=float)[:, :2]
     require_finite(xy)
-    groups = np.empty(len(spots), dtype=object)
-    for name, rows in spots.reset_index(drop=True).groupby(_keys.LIBRARY, observed=True).indices.items():
+    groups = np.empty(len(section), dtype=object)
+    for name, rows in pd.Series(range(len(section))).groupby(section.astype(str)).indices.items():
         side = np.sqrt(max(np.prod(np.ptp(xy[rows], axis=0)), 1e-9) / BLOCKS_PER_SECTION)
         groups[rows] = [f"{name}/{block}" for block in cut_blocks(xy[rows], side)]
-    return groups, "block"
+    return groups
 
 
 def reach_positions(

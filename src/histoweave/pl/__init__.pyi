@@ -4,6 +4,8 @@ from ._crops import crops as crops
 from ._domains import domains as domains
 from ._domains import overlap as overlap
 from ._embedding import embedding as embedding
+from ._embedding_quality import embedding_quality as embedding_quality
+from ._embedding_quality import retrieval as retrieval
 from ._evaluation import confusion as confusion
 from ._evaluation import reliability as reliability
 from ._evaluation import scores as scores

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histoweave import _keys
+from histoweave._layout import AXES, lay_out
 from histoweave._random import SeedLike, child_seeds
+from histoweave._record import recorded
 from histoweave._resolve import get_table
 from histoweave._validate import require_choice, require_key, require_matrix
 from histoweave.pl import _draw
@@ -39,8 +41,8 @@ def embedding(
     data
         Table or SpatialData.
     key
-        Array in ``obsm``, shape ``(n_obs, d)``. Rows of NaN (no such modality) are left out. With ``d`` = 2
-        it is drawn as it is.
+        Array in ``obsm``, shape ``(n_obs, d)``. Rows of NaN (no such modality) are left out. With ``d`` = 2,
+        as :func:`histoweave.tl.project` stores it, it is drawn as it is.
     method
         ``"pca"`` (scikit-learn), ``"tsne"`` (scikit-learn) or ``"umap"`` (neighbours and layout by Scanpy).
     color
@@ -90,7 +92,7 @@ def embedding(
     if len(rows) < 3:
         msg = f"`adata.obsm[{key!r}]` has {len(rows)} rows with values; at least 3 are needed."
         raise ValueError(msg)
-    xy, names = _layout(values[rows], method, child_seeds(random_state, 1)[0])
+    xy, names = _layout(values[rows], method, child_seeds(random_state, 1)[0], recorded(table, key))
     ax = _draw.new_axes(ax, 1, 1, panel=(4.8, 4.0))[0, 0]
     shuffled = np.random.default_rng(0).permutation(len(rows))  # or the last class would cover the others
     options = {"s": size or np.clip(9000 / len(rows), 3, 30), "linewidths": 0, "alpha": 0.85}
@@ -101,32 +103,21 @@ def embedding(
     return ax
 
 
-def _layout(values: np.ndarray, method: str, seed: int) -> tuple[np.ndarray, tuple[str, str]]:
+def _layout(
+    values: np.ndarray, method: str, seed: int, stored: Mapping[str, Any]
+) -> tuple[np.ndarray, tuple[str, str]]:
+    """Coordinates to draw and the names of the axes; ``stored`` says what made values that are coordinates."""
     if values.shape[1] == 2:
-        return values, ("dimension 1", "dimension 2")
-    if method == "pca":
-        from sklearn.decomposition import PCA
-
-        model = PCA(n_components=min(2, values.shape[1]), random_state=seed)
-        xy = model.fit_transform(values)
-        share = [f"PC {i + 1} ({100 * s:.0f} %)" for i, s in enumerate(model.explained_variance_ratio_)]
-        if xy.shape[1] == 1:
-            return np.column_stack([xy, np.zeros(len(xy))]), (share[0], "")
-        return xy, (share[0], share[1])
-    if method == "tsne":
-        from sklearn.manifold import TSNE
-
-        perplexity = min(30.0, (len(values) - 1) / 3)
-        xy = TSNE(perplexity=perplexity, init="random" if values.shape[1] == 1 else "pca",
-                  random_state=seed).fit_transform(values)  # fmt: skip
-        return xy, ("t-SNE 1", "t-SNE 2")
-    import scanpy as sc
-    from anndata import AnnData
-
-    scratch = AnnData(np.asarray(values, dtype=np.float32))
-    sc.pp.neighbors(scratch, n_neighbors=min(15, len(values) - 1), use_rep="X", random_state=seed)
-    sc.tl.umap(scratch, random_state=seed)
-    return scratch.obsm["X_umap"], ("UMAP 1", "UMAP 2")
+        xy, method, shares = values, stored.get("params", {}).get("method"), stored.get("explained_variance_ratio")
+        if stored.get("function") != "tl.project":
+            return xy, ("dimension 1", "dimension 2")
+    else:
+        xy, shares = lay_out(values, method, seed)
+    names = [f"{AXES[method]} {i + 1}" for i in range(2)]
+    if shares is None:
+        return xy, (names[0], names[1])
+    first, second = (f"{name} ({100 * share:.0f} %)" for name, share in zip(names, shares, strict=True))
+    return xy, (first, second)
 
 
 def _scatter(

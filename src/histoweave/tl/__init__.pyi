@@ -1,6 +1,7 @@
 from ._augmentations import augmentations as augmentations
 from ._cross_validate import cross_validate as cross_validate
 from ._domains import domains as domains
+from ._embedding_quality import embedding_quality as embedding_quality
 from ._encoders import gene_encoder as gene_encoder
 from ._encoders import image_encoder as image_encoder
 from ._evaluate import evaluate as evaluate
@@ -12,3 +13,5 @@ from ._image_training import compare_image_training as compare_image_training
 from ._impute import impute as impute
 from ._knn import knn_classifier as knn_classifier
 from ._predict import predict_regions as predict_regions
+from ._probe import probe as probe
+from ._project import project as project
