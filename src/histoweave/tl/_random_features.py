@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.sparse as sp
-import torch
-import torch.nn.functional as F
 from anndata import AnnData
 
 from histoweave._random import rng
@@ -45,6 +43,9 @@ def _is_counts(table: AnnData, layer: str | None) -> bool:
 
 
 def _pixels(table: AnnData, crops_key: str, generator: np.random.Generator) -> np.ndarray:
+    import torch
+    import torch.nn.functional as F
+
     crops, available = require_crops(table, crops_key)
     side = min(SIDE, *crops.shape[1:3])
     weights = torch.from_numpy(generator.normal(size=(3 * side * side, N_PROJECTIONS)).astype(np.float32))
