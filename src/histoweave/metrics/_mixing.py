@@ -122,7 +122,7 @@ def batch_leakage(
     groups
         Rows to hold out together, such as blocks of tissue: neighbours share pixels. Default: every row alone.
     k
-        Neighbours that vote.
+        Neighbours that vote; fewer where a batch has fewer rows in a region.
     n_folds
         Folds of the cross-validation; a batch takes part in a region where it has so many groups.
     metric
@@ -241,10 +241,11 @@ def _held_out(
                 solver="lsqr", shrinkage="auto", priors=np.full(len(seen), 1 / len(seen))
             ).fit(scaler.transform(X[train]), y[train])
             linear[test] = model.predict(scaler.transform(X[test]))
-        index, distance = nearest(X[test], X[train], k, metric=metric)
-        # votes as shares of the batch: a large batch has more rows near any place
+        size = np.bincount(y[train], minlength=n_classes)
+        # more votes than the smallest batch has rows would hide it; a large batch has more rows near any place
+        index, distance = nearest(X[test], X[train], min(k, size[size > 0].min()), metric=metric)
         share = vote(index, distance, y[train], n_classes, weights="uniform")
-        knn[test] = (share / np.maximum(np.bincount(y[train], minlength=n_classes), 1)).argmax(axis=1)
+        knn[test] = (share / np.maximum(size, 1)).argmax(axis=1)
     return linear, knn
 
 
