@@ -1,0 +1,101 @@
+"""Does self-supervision help where labels are few? Layers of the mouse olfactory bulb from H&E alone.
+
+Sections 01-07 of Stahl et al. (2016) in three groups of animals. Each group is tested in turn; encoders learn, without
+labels, from the crops of the other groups and of two unlabelled arrays, and classifiers from a share of the other
+groups' labels. All networks are the same small ResNet with the same short training, so that two cores finish in
+some hours; nothing was chosen by the scores of tested groups.
+
+    python benchmarks/quality/mob_images.py --cache FOLDER [--data ../shared/data] [--seeds 3] [--jobs 2]
+
+The cache keeps encoders and scores: an interrupted run goes on where it stopped, and more methods or seeds add to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+
+import pandas as pd
+
+import histoweave as hw
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+GROUPS = ("A", "B", "C")
+METHODS = ("simclr", "vicreg", "byol", "simsiam", "inpaint", "colorize")
+FRACTIONS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
+BACKBONE, SIDE, BATCH = "resnet10-narrow", 48, 128
+
+
+def load(folder: Path):
+    """All sections in one table; the folds are the groups, and the unlabelled arrays belong to none."""
+    sections = [hw.datasets.mob_st(section=i, data_dir=folder) for i in range(1, 8)]
+    for name in ("MOB1", "MOB2"):
+        source = folder / "mob_st" / "unlabelled" / name
+        spots = source.with_name(f"alignment_table_{name}.tsv")
+        sections.append(hw.io.read_st(spots=spots, image=source.with_suffix(".jpg"), library_id=name, pitch_um=141.4))
+    adata = hw.io.to_anndata(hw.io.concat(sections))
+    hw.pp.crops(adata, size_um=220, out_px=SIDE)
+    adata.obs["fold"] = adata.obs["donor"].astype("category")
+    return adata
+
+
+def compare(adata, methods, seeds, folds, options: argparse.Namespace) -> pd.DataFrame:
+    networks = [m for m in methods if m not in ("scratch", "statistics")]
+    arms = ["linear", "context", "fine_tune"] if networks or "statistics" in methods else []
+    found = hw.tl.compare_image_training(
+        adata, methods=[m for m in methods if m != "scratch"], arms=[*arms, *(["scratch"] * ("scratch" in methods))],
+        fractions=FRACTIONS, seeds=seeds, folds=folds, backbone=BACKBONE, cache_dir=options.cache,
+        encoder_options={"max_epochs": options.epochs, "batch_size": BATCH},
+    )  # fmt: skip
+    return found
+
+
+def one_part(options: argparse.Namespace, method: str, seed: int, fold: str) -> None:
+    """Fill the cache with one method, seed and fold."""
+    hw.settings.progress = False
+    warnings.simplefilter("ignore")
+    compare(load(options.data), [method], [seed], [fold], options)
+
+
+def table(scores: pd.DataFrame) -> str:
+    """Mean macro-F1 over folds, and its standard deviation over seeds, by arm and share of the labels."""
+    scores["arm"] = (scores["method"] + " " + scores["arm"]).str.strip()
+    by_seed = scores.groupby(["arm", "fraction", "seed"], sort=False)["macro_f1"].mean()
+    cells = by_seed.groupby(["arm", "fraction"], sort=False).agg(["mean", "std"])
+    text = cells.apply(lambda c: f"{c['mean']:.3f} +- {c['std']:.3f}", axis=1)
+    return text.unstack("fraction").to_markdown()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--methods", nargs="+", default=["statistics", "scratch", *METHODS])
+    options = parser.parse_args()
+    options.cache.mkdir(parents=True, exist_ok=True)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        parts = [
+            pool.submit(one_part, options, *part)
+            for part in product(options.methods, range(options.seeds), GROUPS)
+        ]  # fmt: skip
+        for part in parts:
+            part.result()
+    hw.settings.progress = False
+    warnings.simplefilter("ignore")
+    scores = compare(load(options.data), options.methods, range(options.seeds), None, options)
+    print(f"Macro-F1, mean over {len(GROUPS)} groups left out, +- SD over {options.seeds} seeds, by share of the labels\n")
+    print(table(scores))
+    print("\nLabelled spots to train on: ", scores.groupby("fraction")["n_train"].mean().round().to_dict())
+
+
+if __name__ == "__main__":
+    main()
