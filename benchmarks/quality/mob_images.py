@@ -92,7 +92,9 @@ def main() -> None:
     hw.settings.progress = False
     warnings.simplefilter("ignore")
     scores = compare(load(options.data), options.methods, range(options.seeds), None, options)
-    print(f"Macro-F1, mean over {len(GROUPS)} groups left out, +- SD over {options.seeds} seeds, by share of the labels\n")
+    print(
+        f"Macro-F1, mean over {len(GROUPS)} groups left out, +- SD over {options.seeds} seeds, by share of the labels\n"
+    )
     print(table(scores))
     print("\nLabelled spots to train on: ", scores.groupby("fraction")["n_train"].mean().round().to_dict())
 

@@ -147,7 +147,8 @@ def test_json_of_something_else(saved, content):
 
 
 @pytest.mark.parametrize(
-    "change", [{"thresholds": {"y": 0.5}}, {"members": None}, {"members": {"x:linear": {"kind": "svm"}}}]
+    "change",
+    [{"combinations": {"y": {"threshold": 0.5}}}, {"members": None}, {"members": {"x:linear": {"kind": "svm"}}}],
 )
 def test_config_that_does_not_fit_the_arrays(saved, change):
     rewrite(saved, **change)

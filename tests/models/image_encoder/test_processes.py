@@ -50,7 +50,7 @@ def read(started: tuple[subprocess.Popen, Path]) -> dict[str, np.ndarray]:
 @pytest.mark.slow
 def test_killed_and_continued_is_never_stopped_to_the_last_bit(tmp_path):
     checkpoint = tmp_path / "state" / "training.ckpt"
-    options = {"method": {"byol": 1.0, "inpaint": 0.5}, "backbone": "tiny", "batch_size": 8, "max_epochs": 40}
+    options = {"method": {"byol": 1.0, "inpaint": 0.5}, "backbone": "tiny", "batch_size": 8, "max_epochs": 15}
     straight = start(tmp_path, "straight", **options)
     process, _ = start(tmp_path, "killed", **options, checkpoint=str(checkpoint))
     while not checkpoint.exists():
@@ -59,12 +59,12 @@ def test_killed_and_continued_is_never_stopped_to_the_last_bit(tmp_path):
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     done = torch.load(checkpoint, weights_only=True)["epoch"] + 1
-    assert done < 40
+    assert done < 15
     resumed = read(start(tmp_path, "resumed", **options, checkpoint=str(checkpoint)))
     expected = read(straight)
     assert resumed.keys() == expected.keys()
     assert all(np.array_equal(resumed[k], expected[k]) for k in expected)
-    assert len(expected["loss"]) == 40
+    assert len(expected["loss"]) == 15
     assert not checkpoint.exists()
 
 
