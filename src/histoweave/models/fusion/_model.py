@@ -63,8 +63,6 @@ class FusionClassifier(Model):
         Names of the blocks it was fitted on, in order.
     widths
         Number of columns of each.
-    thresholds
-        Confidence below which it abstains, per subset of modalities.
     history
         Scores out of fold per subset of modalities: accuracy, macro-F1, log loss, ..., and macro-F1 of either
         decision (a DataFrame). Pool and calibration are fitted without the fold they are scored on.

@@ -66,8 +66,6 @@ class GeneClassifier(Classified):
     ----------
     classes
         Class names in the order of the probability columns.
-    genes
-        Names of the encoder's genes.
     network
         The torch module from ``(n, 1 + n_rings, genes)`` to logits.
     history
