@@ -77,7 +77,7 @@ def one_split(name: str, train: Any, new: Any, args: argparse.Namespace) -> Iter
 
 def score(clf: Any, table: Any) -> dict[str, float]:
     rows = (table.obs["region"].notna() & table.obs["region"].isin(clf.classes)).to_numpy()
-    truth, guess = table.obs["region"].astype(str).to_numpy(), clf.predict(table).astype(str).to_numpy()
+    truth, guess = table.obs["region"].astype(str).to_numpy(), clf.predict(table)["predicted"].astype(str).to_numpy()
     found = hw.metrics.classification(truth[rows], guess[rows], classes=clf.classes)
     return {m: found[m] for m in METRICS}
 

@@ -165,6 +165,14 @@ def markdown_table(frame: pd.DataFrame) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in table]
 
 
+def most_probable(p: pd.DataFrame) -> pd.DataFrame:
+    """Return the most probable class of every row and its probability; missing for rows of NaN."""
+    known = p.notna().all(axis=1)
+    predicted = pd.Series(None, index=p.index, dtype=object)
+    predicted[known] = p[known].idxmax(axis=1)
+    return pd.DataFrame({"predicted": predicted, "confidence": p.max(axis=1)})
+
+
 def require_fitted(model: Any, attribute: str) -> None:
     """Raise ``RuntimeError`` unless the model has been fitted."""
     if getattr(model, attribute, None) is None:

@@ -120,7 +120,7 @@ def gene_importance(
     keys = {"layer": layer, "library_key": library_key, "spatial_key": spatial_key}
     views = [m.views(table, **keys) for m in models]
     if labels_key is None:
-        region = models[0].predict(table, **keys).astype(object)
+        region = models[0].predict(table, **keys)["predicted"]
     else:
         region = require_labels(table, labels_key, min_classes=1)
     region = region.where(views[0].usable).to_numpy(dtype=object)

@@ -12,7 +12,7 @@ import torch
 from histoweave import _keys
 from histoweave._random import torch_seed
 from histoweave._resolve import get_table
-from histoweave.models._base import Arrays, Model, prefixed, require_fitted, subset
+from histoweave.models._base import Arrays, Model, most_probable, prefixed, require_fitted, subset
 from histoweave.models.gene_autoencoder._finetune import GeneLogits, LinearEncoder, TunedEncoder
 from histoweave.models.gene_autoencoder._model import GeneAutoencoder
 from histoweave.models.gene_autoencoder._pca import GenePCA
@@ -100,18 +100,20 @@ class Classified(Model):
         library_key: str = _keys.LIBRARY,
         spatial_key: str = _keys.SPATIAL,
         table_key: str = _keys.TABLE,
-    ) -> pd.Series:
-        """Return the most probable class of every row, categorical; missing for rows without counts.
+    ) -> pd.DataFrame:
+        """Return the class of every row and its probability.
 
         Parameters
         ----------
         data, layer, library_key, spatial_key, table_key
             As for :meth:`predict_proba`.
+
+        Returns
+        -------
+        A DataFrame with ``predicted`` and ``confidence``; missing for rows without counts.
         """
         keys = {"layer": layer, "library_key": library_key, "spatial_key": spatial_key, "table_key": table_key}
-        p = self.predict_proba(data, **keys)
-        codes = np.where(p.isna().any(axis=1), -1, p.fillna(0).to_numpy().argmax(axis=1))
-        return pd.Series(pd.Categorical.from_codes(codes, self.classes), index=p.index, name="predicted")
+        return most_probable(self.predict_proba(data, **keys))
 
     def embed(
         self,

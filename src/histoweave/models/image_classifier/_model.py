@@ -16,7 +16,7 @@ from histoweave._resolve import get_table, sections
 from histoweave._validate import listing, require_choice, require_key, require_number
 from histoweave.loaders import Augmentation
 from histoweave.loaders import augmentation as views
-from histoweave.models._base import Arrays, Model, prefixed, require_fitted, subset
+from histoweave.models._base import Arrays, Model, most_probable, prefixed, require_fitted, subset
 from histoweave.models._prepare import masked_labels
 from histoweave.models.fusion._heads import LinearHead
 from histoweave.models.image_classifier._fine_tune import fit_network, starting_encoder
@@ -289,11 +289,8 @@ class ImageClassifier(Model):
         -------
         A DataFrame with ``predicted`` and ``confidence``; missing for rows without crops.
         """
-        p = self.predict_proba(data, library_key=library_key, spatial_key=spatial_key, table_key=table_key)
-        known = p.notna().all(axis=1)
-        predicted = pd.Series(None, index=p.index, dtype=object)
-        predicted[known] = p[known].idxmax(axis=1)
-        return pd.DataFrame({"predicted": predicted, "confidence": p.max(axis=1)})
+        keys = {"library_key": library_key, "spatial_key": spatial_key, "table_key": table_key}
+        return most_probable(self.predict_proba(data, **keys))
 
     @property
     def network(self) -> LogitNetwork:
