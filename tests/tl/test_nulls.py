@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from histoweave.tl._nulls import N_NEIGHBOURS, predict_nulls
+from histoweave.models._prepare import tissue_blocks
+from histoweave.tl._nulls import N_NEIGHBOURS, permute_blocks, predict_nulls
 
 
 @pytest.fixture
@@ -86,3 +87,48 @@ def test_class_without_training_rows_gets_nothing(task):
     for p in predict_nulls(table, y, train & (y != 1), test, 3, 0).values():
         assert np.all(p[:, 1] == 0)
         np.testing.assert_allclose(p.sum(1), 1)
+
+
+def test_permuted_blocks_keep_the_counts_of_every_section_and_unlabelled_spots(task):
+    table, y, *_ = task
+    section, xy = table.obs["library_id"].astype(str).to_numpy(), table.obsm["spatial"]
+    found = permute_blocks(y, section, xy, np.random.default_rng(0))
+    for name in np.unique(section):
+        here = section == name
+        np.testing.assert_array_equal(np.bincount(found[here] + 1), np.bincount(y[here] + 1))
+    np.testing.assert_array_equal(found == -1, y == -1)
+    assert (found != y).mean() > 0.2
+    again = permute_blocks(y, section, xy, np.random.default_rng(0))
+    np.testing.assert_array_equal(found, again)
+
+
+def test_blocks_of_one_size_move_as_a_whole():
+    xy = np.stack(np.meshgrid(np.arange(16.0), np.arange(16.0)), axis=-1).reshape(-1, 2)
+    blocks = tissue_blocks(np.zeros(256, dtype=int), xy)
+    assert np.unique(blocks, return_counts=True)[1].tolist() == [16] * 16
+    y = np.arange(256)  # every label is its own, so that it can be traced
+    found = permute_blocks(y, np.zeros(256, dtype=int), xy, np.random.default_rng(1))
+    assert sorted(found) == sorted(y)
+    shifts = xy[found] - xy  # where each label came from
+    for block in np.unique(blocks):
+        assert len(np.unique(blocks[found[blocks == block]])) == 1
+        assert len(np.unique(shifts[blocks == block], axis=0)) == 1
+    assert (blocks[found] != blocks).mean() > 0.5
+
+
+def test_permuted_blocks_keep_patches_and_permuted_spots_do_not(task):
+    table, y, *_ = task
+    rows = (table.obs["library_id"] == "section_1").to_numpy()
+    y, xy = pd.Categorical(table.obs["region_truth"]).codes[rows].astype(int), table.obsm["spatial"][rows]
+    distance = np.linalg.norm(xy[:, None] - xy[None], axis=2)
+    near = (distance > 0) & (distance < 1.2 * distance[distance > 0].min())
+    by_chance = (np.bincount(y) / len(y) @ np.bincount(y)) / len(y)
+
+    def joined(labels):
+        return (labels[:, None] == labels[None])[near].mean() - by_chance
+
+    section = np.zeros(len(y), dtype=int)
+    blocks = [joined(permute_blocks(y, section, xy, np.random.default_rng(s))) for s in range(20)]
+    spots = [joined(permute_blocks(y, section, None, np.random.default_rng(s))) for s in range(20)]
+    assert np.mean(blocks) > 0.3 * joined(y)
+    assert abs(np.mean(spots)) < 0.05 * joined(y) + 0.02

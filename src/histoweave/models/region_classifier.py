@@ -178,7 +178,7 @@ class RegionClassifier(Model):
         light, self._sizes = self._light(data, self.crop_um, self.out_px, MODALITIES, **keys)
         self._px = {key: int(light.obsm[key].shape[1]) for key in self._sizes}
         self._located = _keys.SPATIAL in light.obsm
-        features = self._fit_encoders(light)
+        features = with_context(light, self._fit_encoders(light), self.n_rings)
         return self._fit_fusion(light, features, labels)
 
     def _light(
@@ -195,10 +195,10 @@ class RegionClassifier(Model):
         return new_encoders(light, self._sizes, **{name: getattr(self, name) for name in names})
 
     def _fit_encoders(self, light: AnnData) -> dict[str, np.ndarray]:
-        """Fit the encoders and return the features of the table they were fitted on."""
+        """Fit the encoders and return the embeddings of the table they were fitted on."""
         self._encoders = self._new_encoders(light)
         self.sections_seen = list(dict.fromkeys([*getattr(self.image, "sections_seen", ()), *sections(light)]))
-        return with_context(light, fit_all(self._encoders, light), self.n_rings)
+        return fit_all(self._encoders, light)
 
     def _fit_fusion(self, light: AnnData, features: Mapping[str, np.ndarray], labels: pd.Series) -> Self:
         """Fit the head on the labelled rows of already encoded sections."""

@@ -28,7 +28,7 @@ from histoweave.models._prepare import masked_labels
 from histoweave.models.image_encoder._model import FEATURES
 from histoweave.models.image_encoder._pretexts import PRETEXTS
 from histoweave.pp._split import Fold, leakage
-from histoweave.tl._cross_validate import _chosen_folds
+from histoweave.tl._fold_runner import chosen_folds
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -149,7 +149,7 @@ def compare_image_training(
         table, labels, encoder_options=encoder_options, classifier_options=dict(classifier_options or {}),
         n_rings=n_rings, cache_dir=cache_dir, donor_key=donor_key, library_key=library_key, spatial_key=spatial_key,
     )  # fmt: skip
-    chosen = [fold for fold in _chosen_folds(table, folds, **where) if _usable(fold, labels)]
+    chosen = [fold for fold in chosen_folds(table, folds, **where) if _usable(fold, labels)]
     if not chosen:
         msg = "No fold has labelled rows to train on (2 regions or more) and to test on. Run `hw.pp.split(...)` again."
         raise ValueError(msg)

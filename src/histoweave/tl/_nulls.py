@@ -10,6 +10,7 @@ from anndata import AnnData
 from scipy.spatial import cKDTree
 
 from histoweave import _keys
+from histoweave.models._prepare import tissue_blocks
 from histoweave.models._sections import SectionScaler
 from histoweave.models.fusion._heads import ForestHead, LinearHead
 
@@ -100,3 +101,43 @@ def _neighbour_vote(
 NULLS: dict[str, Null] = {
     "majority": _majority, "depth": _depth, "coordinates": _coordinates, "neighbour vote": _neighbour_vote,
 }  # fmt: skip
+
+
+def permute_blocks(
+    y: np.ndarray, section: np.ndarray, xy: np.ndarray | None, generator: np.random.Generator
+) -> np.ndarray:
+    """Return the labels with the blocks of tissue of every section in another order, the counts of classes kept.
+
+    The labelled spots of a section are lined up block after block, within a block along a curve that keeps
+    neighbours together; the labels are then laid along the same line with their blocks shuffled. What remains are
+    patches as large as the regions' own, in places that have nothing to do with the tissue.
+
+    Parameters
+    ----------
+    y
+        Class numbers ``(n,)``, -1 where unlabelled; these stay where they are.
+    section
+        Section of every row.
+    xy
+        Coordinates ``(n, 2)``; without them every row is a block of its own.
+    generator
+        What the order is drawn by.
+    """
+    out, blocks = y.copy(), tissue_blocks(section, xy)
+    for name in dict.fromkeys(section):
+        rows = np.flatnonzero((section == name) & (y >= 0))
+        _, block = np.unique(blocks[rows].astype(str), return_inverse=True)
+        along = np.zeros(len(rows)) if xy is None else _curve(xy[rows])
+        line = rows[np.lexsort((along, block))]
+        place = generator.permutation(block.max(initial=-1) + 1)
+        shuffled = rows[np.lexsort((along, place[block]))]
+        out[line] = y[shuffled]
+    return out
+
+
+def _curve(xy: np.ndarray) -> np.ndarray:
+    """Return the place of every point along a Morton curve, which goes through one quarter after another."""
+    xy = xy[:, :2]
+    cell = ((xy - xy.min(axis=0)) / max(np.ptp(xy, axis=0).max(), 1e-9) * 1023).astype(np.int64)
+    bits = range(10)
+    return sum(((cell[:, 0] >> b) & 1) << (2 * b) | ((cell[:, 1] >> b) & 1) << (2 * b + 1) for b in bits)
