@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from histoweave.report import write_report
+from histoweave.report import write_ablation, write_report
 
 
 class Page(HTMLParser):
@@ -125,3 +125,33 @@ def test_a_failed_report_leaves_the_old_one(tmp_path):
 def test_figures_stay_open(tmp_path, figure):
     write_report(tmp_path / "r.html", title="t", sections=[("f", figure)])
     assert plt.fignum_exists(figure.number)
+
+
+def test_report_of_an_ablation(tmp_path):
+    arms = {"fused": ("model", 0.7, np.nan), "gene": ("model", 0.5, 0.02), "depth": ("null", 0.3, 0.01)}
+    results = pd.DataFrame(
+        [
+            {
+                "fold": fold, "seed": seed, "arm": arm, "kind": kind, "transductive": False, "n_train": 90, "n": 28.0,
+                "n_not_predicted": 2, "unseen_classes": "fat" if fold == "1" else "", "absent_classes": "",
+                "accuracy": 0.9, "metric": "macro_f1", "reference": "fused", "groups": "12 donors", "leakage": "",
+                "macro_f1": value + 0.1 * seed, "pooled": value, "low": value - 0.1, "high": value + 0.1,
+                "difference": value - 0.7, "difference_low": value - 0.8, "difference_high": value - 0.6,
+                "fold_difference": value - 0.7, "p_value": p, "p_holm": p,
+            }
+            for arm, (kind, value, p) in arms.items() for fold in ("0", "1") for seed in (0, 1)
+        ]
+    )  # fmt: skip
+    page = Page(write_ablation(tmp_path / "a.html", results, title="Section A1").read_text())
+    headings = ["Arms", "Differences to fused", "Nulls", "Folds", "macro_f1 by fold, mean over seeds"]
+    assert page.text["h2"] == headings
+    assert page.text["h1"] == ["Section A1"]
+    assert sum(tag == "img" for tag, _ in page.tags) == 2
+    text = " ".join(page.text["p"])
+    assert "The best null is depth: 0.300 (0.200 to 0.400)" in text
+    assert "above its interval: fused." in text  # the genes' interval begins at 0.4
+    assert "12 donors" in text
+    assert "fat" in page.text["td"]
+    assert page.text["td"].count("30") == 2  # rows tested: scored and not predicted
+    with pytest.raises(KeyError, match="hw.tl.ablation"):
+        write_ablation(tmp_path / "b.html", results.drop(columns="pooled"))

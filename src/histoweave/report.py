@@ -110,6 +110,44 @@ def write_report(
     return path
 
 
+def write_ablation(path: str | os.PathLike[str], results: pd.DataFrame, *, title: str = "Ablation") -> Path:
+    """Write a report of an ablation: forest plot, paired differences, nulls, and what the folds could show.
+
+    Parameters
+    ----------
+    path
+        File to write.
+    results
+        What ``hw.tl.ablation`` returns.
+    title
+        Title of the page.
+
+    Returns
+    -------
+    The path of the file.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        ``results`` is something else, see ``hw.pl.ablation``.
+
+    Examples
+    --------
+    >>> import histoweave as hw
+    >>> from histoweave.report import write_ablation
+    >>> sections = hw.datasets.simulate_sections(3, n_rows=10, n_cols=10)
+    >>> hw.pp.split(sections, by="donor", n_folds=3)
+    >>> model = hw.models.RegionClassifier(image=None, fusion_options={"heads": "linear"})
+    >>> scores = hw.tl.ablation(sections, model=model, reference="gene", seeds=[0])
+    >>> write_ablation("ablation.html", scores).name
+    'ablation.html'
+    """
+    from histoweave._report import ablation_sections
+
+    sections, summary = ablation_sections(results)
+    return write_report(path, title=title, sections=sections, summary=summary)
+
+
 def _text(value: Any) -> str:
     return escape(str(value))
 

@@ -5,6 +5,9 @@ from ._calibration import reliability_curve as reliability_curve
 from ._classification import classification as classification
 from ._classification import per_class as per_class
 from ._clustering import clustering as clustering
+from ._comparison import corrected_t_test as corrected_t_test
+from ._comparison import group_bootstrap as group_bootstrap
+from ._comparison import holm as holm
 from ._embedding import alignment as alignment
 from ._embedding import effective_rank as effective_rank
 from ._embedding import separation as separation

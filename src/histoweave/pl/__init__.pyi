@@ -1,3 +1,4 @@
+from ._ablation import ablation as ablation
 from ._alignment import alignment as alignment
 from ._augmentations import augmentations as augmentations
 from ._crops import crops as crops

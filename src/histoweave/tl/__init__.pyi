@@ -1,3 +1,4 @@
+from ._ablation import ablation as ablation
 from ._augmentations import augmentations as augmentations
 from ._cross_validate import cross_validate as cross_validate
 from ._domains import domains as domains
