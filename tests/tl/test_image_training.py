@@ -10,7 +10,7 @@ import torch
 import histoweave as hw
 from histoweave._validate import HistoweaveWarning
 from histoweave.models import ImageClassifier, ImageEncoder
-from histoweave.tl._image_training import _Runner, nested_subset
+from histoweave.tl._image_training import _Runner
 
 TRAINED = {
     "methods": ["simclr"],
@@ -61,17 +61,6 @@ def test_scores_are_those_of_a_fit_by_hand(table, arm):
     expected = hw.metrics.classification(test.obs["region"].astype(str), p.idxmax(axis=1), p)
     for metric in ("n", "macro_f1", "log_loss", "adjusted_rand"):
         assert scores[metric].item() == pytest.approx(expected[metric], abs=1e-6)
-
-
-def test_small_shares_of_the_labels_lie_within_larger_ones():
-    labels = pd.Series(["a"] * 60 + ["b"] * 30 + ["c"] * 2 + [None] * 8)
-    kept = {f: nested_subset(labels, f, np.random.default_rng(5)) for f in (0.01, 0.1, 0.5, 1.0)}
-    assert kept[0.01].value_counts().to_dict() == {"a": 1, "b": 1, "c": 1}
-    assert kept[0.1].value_counts().to_dict() == {"a": 6, "b": 3, "c": 1}
-    assert kept[1.0].equals(labels)
-    chosen = [set(k.dropna().index) for k in kept.values()]
-    assert chosen[0] < chosen[1] < chosen[2] < chosen[3]
-    assert not nested_subset(labels, 0.5, np.random.default_rng(6)).equals(kept[0.5])
 
 
 def weights(table, monkeypatch) -> dict[str, torch.Tensor]:

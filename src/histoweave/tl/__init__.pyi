@@ -13,6 +13,8 @@ from ._grad_cam import grad_cam as grad_cam
 from ._image_training import compare_image_training as compare_image_training
 from ._impute import impute as impute
 from ._knn import knn_classifier as knn_classifier
+from ._label_efficiency import label_efficiency as label_efficiency
 from ._predict import predict_regions as predict_regions
 from ._probe import probe as probe
 from ._project import project as project
+from ._suggest_labels import suggest_labels as suggest_labels

@@ -29,6 +29,7 @@ from histoweave.models.image_encoder._model import FEATURES
 from histoweave.models.image_encoder._pretexts import PRETEXTS
 from histoweave.pp._split import Fold, leakage
 from histoweave.tl._fold_runner import chosen_folds
+from histoweave.tl._label_subsets import nested_subset
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -167,25 +168,6 @@ def _pairs(methods: Sequence[str], arms: Sequence[str]) -> list[tuple[str, str]]
     return pairs + [
         (arm, method) for method in methods for arm in learned if (arm, method) != ("fine_tune", "statistics")
     ]
-
-
-def nested_subset(labels: pd.Series, fraction: float, rng: np.random.Generator) -> pd.Series:
-    """Return the labels of a share of each class, at least one, the others missing.
-
-    Parameters
-    ----------
-    labels
-        Class names, missing for unlabelled rows.
-    fraction
-        The share. With a generator in the same state, smaller shares lie within larger ones.
-    rng
-        What rows are chosen by.
-    """
-    kept = np.zeros(len(labels), dtype=bool)
-    for name in sorted(labels.dropna().unique()):
-        rows = rng.permutation(np.flatnonzero(labels == name))
-        kept[rows[: max(1, round(fraction * len(rows)))]] = True
-    return labels.where(kept)
 
 
 class _Runner:
