@@ -36,10 +36,10 @@ def one_design(design: str, method: str, seed: int, args: argparse.Namespace) ->
     table.uns["spatial"] = {}  # the pictures are not needed any more
     hw.pp.split(table, by="donor", n_folds=4)
     model = hw.models.RegionClassifier(fusion=method)
+    full = design == "complementary" and method == "stack"
     scores = hw.tl.ablation(
-        table, model=model, ablate=["context"] if method == "stack" else [], nulls=method == "stack", seeds=[seed],
-        key_added="held_out",
-    )  # fmt: skip
+        table, model=model, ablate=["context"] if full else [], nulls=full, seeds=[seed], key_added="held_out"
+    )
     labelled = table.obs["region"].notna().to_numpy()
     truth = table.obs["region"][labelled].astype(str)
     rows = scores.drop_duplicates("arm").set_index("arm")[["kind", "pooled", "low", "high", "difference"]]

@@ -200,12 +200,16 @@ class RegionClassifier(Model):
         self.sections_seen = list(dict.fromkeys([*getattr(self.image, "sections_seen", ()), *sections(light)]))
         return fit_all(self._encoders, light)
 
-    def _fit_fusion(self, light: AnnData, features: Mapping[str, np.ndarray], labels: pd.Series) -> Self:
-        """Fit the head on the labelled rows of already encoded sections."""
+    def _fit_fusion(
+        self, light: AnnData, features: Mapping[str, np.ndarray], labels: pd.Series, memory: dict | None = None
+    ) -> Self:
+        """Fit the head on the labelled rows of already encoded sections; ``memory`` as for `fit_members`."""
         groups, self.inner_groups = inner_groups(light.obs, light.obsm.get(_keys.SPATIAL), labels.notna().to_numpy())
         self._fusion = self._new_fusion()
+        self._fusion._memory = memory
         positions = reach_positions(light, n_rings=self.n_rings) if self.inner_groups == "block" else None
         self._fusion.fit(features, labels.to_numpy(), groups=groups, positions=positions)
+        self._fusion._memory = None
         self.classes, self.history = self._fusion.classes, self._fusion.history
         return self
 

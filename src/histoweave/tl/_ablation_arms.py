@@ -104,7 +104,7 @@ class Arms:
         only
             Name of an arm.
         """
-        found = {}
+        found, memory = {}, {}
         for variant in self.variants:
             named = {name: used for name, used in self._named(variant).items() if only in (None, name)}
             if not named:
@@ -112,7 +112,9 @@ class Arms:
             embeddings = self.runner.embed(fold, seed=encoder_seed)
             if variant.image is not None:
                 embeddings |= variant.image.embed(fold, seed=encoder_seed, crops_key=variant.crops_key)
-            clf = self.runner.fit(embeddings, labels.where(fold.train), n_rings=variant.n_rings, seed=seed)
+            clf = self.runner.fit(
+                embeddings, labels.where(fold.train), n_rings=variant.n_rings, seed=seed, memory=memory
+            )
             found |= {name: self.runner.predict(clf, embeddings, fold.test, used) for name, used in named.items()}
         return found
 

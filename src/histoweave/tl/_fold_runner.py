@@ -221,7 +221,13 @@ class FoldRunner:
         return self._embeddings.of(fold, self.model.random_state if seed is None else seed, crops_key)
 
     def fit(
-        self, embeddings: Embeddings, labels: pd.Series, *, n_rings: int | None = None, seed: int | None = None
+        self,
+        embeddings: Embeddings,
+        labels: pd.Series,
+        *,
+        n_rings: int | None = None,
+        seed: int | None = None,
+        memory: dict[str, Any] | None = None,
     ) -> RegionClassifier:
         """Return a classifier fitted on embeddings, for :meth:`predict`; it holds no encoders.
 
@@ -235,11 +241,13 @@ class FoldRunner:
             Rings of neighbours whose mean is added, those of the model by default.
         seed
             Seed of heads and inner folds, that of the model by default.
+        memory
+            Any dict, the same for several fits: heads on the same embedding, labels and seed are fitted once.
         """
         model = self._new(n_rings=n_rings, random_state=seed)
         here = np.isin(self.section, self.section[labels.notna()])
         features = {m: values[here] for m, values in self._features(embeddings, model.n_rings).items()}
-        return model._fit_fusion(part(self._spots, here), features, labels[here])
+        return model._fit_fusion(part(self._spots, here), features, labels[here], memory)
 
     def predict(
         self,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +41,7 @@ def fit_members(
     kinds: Sequence[str],
     joint: bool,
     random_state: int,
+    memory: dict[str, tuple[Head, np.ndarray]] | None = None,
 ) -> tuple[dict[str, Head], dict[str, np.ndarray]]:
     """Fit every head on all the rows it can see; also return the probabilities out of fold ``(n, k)`` of each.
 
@@ -58,7 +61,10 @@ def fit_members(
         Heads see each combination of modalities side by side, not one modality each.
     random_state
         Seed.
+    memory
+        Heads of other fits, which are taken where all that they were fitted on is the same, and added to.
     """
+    memory = {} if memory is None else memory
     members, out_of_fold = {}, {}
     wanted = blocks(sorted(features), joint=joint)
     seeds = child_seeds(random_state, len(wanted) * len(kinds))
@@ -70,11 +76,22 @@ def fit_members(
             continue
         where = None if positions is None else positions[rows]
         for kind, settings in candidates(tuple(kinds)):
-            head, p = fit_head(settings, X[rows], codes[rows], n_classes, fold[rows], seeds.pop(), where)
+            fitted_on = X[rows], codes[rows], n_classes, fold[rows], seeds.pop(), where
+            known = _digest(kind, *fitted_on)
+            if known not in memory:
+                memory[known] = fit_head(settings, *fitted_on)
             name = f"{'+'.join(block)}:{kind}"
-            members[name], out_of_fold[name] = head, np.full((len(codes), n_classes), np.nan)
-            out_of_fold[name][rows] = p
+            members[name], out_of_fold[name] = memory[known][0], np.full((len(codes), n_classes), np.nan)
+            out_of_fold[name][rows] = memory[known][1]
     return members, out_of_fold
+
+
+def _digest(*of: Any) -> str:
+    found = hashlib.blake2b()
+    for value in of:
+        found.update(repr((value.shape, value.dtype)).encode() if isinstance(value, np.ndarray) else b"")
+        found.update(np.ascontiguousarray(value).tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
+    return found.hexdigest()
 
 
 def ask_members(

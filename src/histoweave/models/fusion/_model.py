@@ -114,6 +114,7 @@ class FusionClassifier(Model):
         self.decision, self.calibration = decision, calibration
         self.n_inner, self.random_state = int(n_inner), int(random_state)
         self.classes: list[str] | None = None
+        self._memory: dict[str, Any] | None = None  # heads that other fits may share
 
     def fit(
         self,
@@ -155,7 +156,8 @@ class FusionClassifier(Model):
         labelled = codes >= 0
         fold[labelled] = inner_folds(codes[labelled], groups[labelled], self.n_inner, fold_seed)
         with threadpool_limits(1):  # fits this small only lose by threads, badly so on a busy machine
-            options = {"kinds": self.heads, "joint": self.method == "concat", "random_state": seed}
+            options = {"kinds": self.heads, "joint": self.method == "concat", "random_state": seed,
+                       "memory": self._memory}  # fmt: skip
             self._members, out_of_fold = fit_members(features, codes, fold, positions, len(names), **options)
             options = {name: getattr(self, name) for name in ("coverage", "decision", "calibration")}
             options["gated"] = self.method == "gated"
