@@ -62,7 +62,8 @@ def test_false_alarms_of_cross_validation_are_as_rare_as_stated():
 def arms():
     rng = np.random.default_rng(3)
     groups = np.repeat([f"donor {i}" for i in range(12)], 15)
-    truth = rng.choice(["a", "b", "c"], p=[0.6, 0.3, 0.1], size=len(groups)).astype(object)
+    truth = rng.choice(["a", "b", "c"], p=[0.7, 0.3, 0.0], size=len(groups)).astype(object)
+    truth[:4] = "c"  # of one donor: some resamples are without
 
     def guess(right):
         return np.where(rng.uniform(size=len(truth)) < right, truth, rng.choice(["a", "b", "c", "d"], len(truth)))
@@ -85,9 +86,13 @@ def test_bootstrap_is_a_loop_over_resampled_groups(arms):
     def score(arm, rows):
         parts = []
         for column in predicted[arm].reshape(len(truth), -1).T:
-            kept = rows[pd.notna(column[rows])]
-            scores = hw.metrics.classification(truth[kept], column[kept])
-            parts.append([scores[m] for m in metrics])
+            kept, known = rows[pd.notna(column[rows])], pd.notna(column)
+            scores, whole = (
+                hw.metrics.per_class(truth[r], column[r], classes=["a", "b", "c", "d"])[["f1", "recall"]]
+                for r in (kept, known)
+            )
+            means = scores.fillna(whole).loc[["a", "b", "c"]].mean()  # nobody is of class d
+            parts.append([means["f1"], means["recall"], (truth[kept] == column[kept]).mean()])
         return np.mean(parts, axis=0)
 
     drawn = {"good": [], "poor": []}

@@ -111,7 +111,8 @@ def group_bootstrap(
     """Score held-out predictions, pooled over folds, with intervals from resampling whole groups.
 
     Rows of a donor, a section or a block of tissue resemble each other: what would differ in another study are the
-    groups, so groups are drawn with replacement, the same ones for all arms, and all their rows with them.
+    groups, so groups are drawn with replacement, the same ones for all arms, and all their rows with them. A class that
+    a resample lacks has its score in all rows there: left out, rare classes would lift the resamples without them.
 
     Parameters
     ----------
@@ -225,11 +226,20 @@ def _scores(weights: np.ndarray, tables: list[sp.csr_matrix], k: int, metrics: S
     """Return scores ``(n_resamples, n_metrics)`` of groups with these weights, the mean over seeds."""
     found = []
     for table in tables:
-        counts = (weights @ table).reshape(-1, k, k)
-        hits, support, predicted = np.einsum("nkk->nk", counts), counts.sum(axis=2), counts.sum(axis=1)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            found.append(np.stack([SCORES[name](hits, support, predicted) for name in metrics], axis=1))
+        drawn, whole = (w @ table for w in (weights, np.ones((1, table.shape[0]))))
+        counts, total = drawn.reshape(-1, k, k), whole.reshape(1, k, k)
+        found.append(np.stack([_score(name, counts, total) for name in metrics], axis=1))
     return np.mean(found, axis=0)
+
+
+def _score(metric: str, counts: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Return a score of confusion matrices ``(n, k, k)``; a class without rows has its score in ``whole``."""
+    if metric == "accuracy":
+        with np.errstate(invalid="ignore"):
+            return np.einsum("nkk->n", counts) / counts.sum(axis=(1, 2))
+    values, fallback = SCORES[metric](counts), SCORES[metric](whole)
+    there = whole.sum(axis=2)[0] > 0
+    return np.where(counts.sum(axis=2) > 0, values, fallback)[:, there].mean(axis=1)
 
 
 def _interval(values: np.ndarray, level: float, prefix: str) -> dict[str, np.ndarray]:
@@ -240,13 +250,14 @@ def _interval(values: np.ndarray, level: float, prefix: str) -> dict[str, np.nda
     return {f"{prefix}low": bounds[0], f"{prefix}high": bounds[1]}
 
 
-def _mean_of_present(per_class: np.ndarray, support: np.ndarray) -> np.ndarray:
-    present = support > 0
-    return np.where(present, per_class, 0).sum(axis=1) / present.sum(axis=1)
+def _f1(counts: np.ndarray) -> np.ndarray:
+    total = counts.sum(axis=2) + counts.sum(axis=1)
+    return 2 * np.einsum("nkk->nk", counts) / np.maximum(total, 1)
 
 
-SCORES = {
-    "macro_f1": lambda hits, support, predicted: _mean_of_present(2 * hits / (support + predicted), support),
-    "balanced_accuracy": lambda hits, support, predicted: _mean_of_present(hits / support, support),
-    "accuracy": lambda hits, support, predicted: hits.sum(axis=1) / support.sum(axis=1),
-}
+def _recall(counts: np.ndarray) -> np.ndarray:
+    return np.einsum("nkk->nk", counts) / np.maximum(counts.sum(axis=2), 1)
+
+
+#: What is compared: the mean of these over classes, or the share of rows that are right.
+SCORES = {"macro_f1": _f1, "balanced_accuracy": _recall, "accuracy": None}
