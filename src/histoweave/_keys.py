@@ -22,6 +22,7 @@ X_IMAGE: Final = "X_image"
 X_GENE: Final = "X_gene"
 X_FUSED: Final = "X_fused"
 GRAD_CAM: Final = "grad_cam"
+CONTRIBUTION: Final = "modality_contribution"
 
 # layers, obsp, uns
 COUNTS: Final = "counts"
@@ -37,7 +38,10 @@ CONFIDENCE: Final = "_confidence"
 ABSTAIN: Final = "_abstain"
 PROBABILITY: Final = "_probability"
 WEIGHTS: Final = "_modality_weights"
+NOVELTY: Final = "_novelty"
+OUT_OF_DISTRIBUTION: Final = "_out_of_distribution"
 
 # what an explanation writes, after its key: obs["grad_cam_class"], ...
 EXPLAINED_CLASS: Final = "_class"
 EXPLAINED_PROBABILITY: Final = "_probability"
+LOG: Final = "_log"

@@ -80,7 +80,13 @@ def new_encoders(
 
 
 def fit_all(encoders: Mapping[str, Any], light: AnnData) -> dict[str, np.ndarray]:
-    """Fit the encoders that are not, and return the embeddings of the table."""
+    """Fit the encoders that are not, and return the embeddings of the table.
+
+    Features that depend on the crops alone, and not on what is learned here, are kept in the table.
+    """
+    image = encoders.get("image")
+    if image is not None and (image.sections_seen or not image.pretexts):
+        light.obsm[FEATURES] = image.features(light)
     return {
         name: (e.embed if getattr(e, "sections_seen", None) else e.fit_embed)(light) for name, e in encoders.items()
     }
@@ -93,6 +99,7 @@ def embed_all(encoders: Mapping[str, Any], light: AnnData, crops_keys: Iterable[
     """
     found = {}
     if "image" in encoders and (FEATURES in light.obsm or all(key in light.obsm for key in crops_keys)):
+        light.obsm[FEATURES] = encoders["image"].features(light)  # one pass over the pixels for all who need them
         found["image"] = encoders["image"].embed(light)
     if "gene" in encoders and light.n_vars:
         share = encoders["gene"].overlap(light)

@@ -14,6 +14,7 @@ from histoweave._resolve import get_table, sections
 from histoweave._validate import require_choice, require_key, require_number
 from histoweave.models._base import Arrays, Model, prefixed, require_fitted, subset
 from histoweave.models._chain import embed_all, fit_all, image_source, new_encoders, require_pixels_only, with_context
+from histoweave.models._novelty import NoveltyCheck, TellsNovelty
 from histoweave.models._prepare import inner_groups, light_table, masked_labels, reach_positions
 from histoweave.models.fusion import FusionClassifier
 from histoweave.models.gene_autoencoder import ENCODERS
@@ -32,7 +33,7 @@ ARGUMENTS = (
 )  # fmt: skip
 
 
-class RegionClassifier(Model):
+class RegionClassifier(TellsNovelty, Model):
     """Learn regions from a few labelled spots and map them on every spot, here and on new sections.
 
     Crops are cut around the spots, image and counts are embedded and standardised within each section, the
@@ -83,7 +84,7 @@ class RegionClassifier(Model):
     >>> new = sections.obs["library_id"] == "section_4"
     >>> clf = hw.models.RegionClassifier().fit(sections[~new].copy())
     >>> clf.predict(sections[new].copy()).columns.tolist()
-    ['predicted', 'confidence', 'abstain', 'modalities']
+    ['predicted', 'confidence', 'abstain', 'modalities', 'novelty', 'out_of_distribution']
     """
 
     def __init__(
@@ -179,6 +180,7 @@ class RegionClassifier(Model):
         self._px = {key: int(light.obsm[key].shape[1]) for key in self._sizes}
         self._located = _keys.SPATIAL in light.obsm
         features = with_context(light, self._fit_encoders(light), self.n_rings)
+        self._novelty = NoveltyCheck.fit(self._encoders, light, self.random_state)
         return self._fit_fusion(light, features, labels)
 
     def _light(
@@ -277,23 +279,26 @@ class RegionClassifier(Model):
 
         Returns
         -------
-        A DataFrame with one row a spot: ``predicted``, ``confidence`` (its probability), ``abstain``, and
-        ``modalities`` (what it was predicted from, ``"gene+image"``; empty where the spot has neither).
+        A DataFrame with one row a spot: ``predicted``, ``confidence`` (its probability), ``abstain``, ``modalities``
+        (what it was predicted from, ``"gene+image"``; empty where the spot has neither), ``novelty`` (how unlike the
+        training spots it is, 1 at the limit) and ``out_of_distribution`` (beyond it), see :meth:`novelty`.
         """
         keys = {"layer": layer, "library_key": library_key, "spatial_key": spatial_key, "table_key": table_key}
         return self._predict(data, modalities, **keys)[0]
 
     def _predict(
         self, data: AnnData | SpatialData, modalities: Sequence[str] | None = None, **keys: Any
-    ) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Return ``(predictions, probabilities)`` from one pass through the encoders."""
+    ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+        """Return ``(predictions, probabilities, verdicts of novelty)`` from one pass through the encoders."""
         light, features = self._encode(data, modalities, **keys)
+        spots, verdicts = self._novelty.apply(self._encoders, light)
+        self._novelty.tell(verdicts)
         p, frame = self._fusion._predict(features)
         frame = frame.set_index(light.obs_names)
         used = sorted(features)
         here = np.stack([~np.isnan(features[m]).any(axis=1) for m in used], axis=1)
         frame["modalities"] = ["+".join(np.asarray(used)[row]) for row in here]
-        return frame, pd.DataFrame(p, index=light.obs_names, columns=self.classes)
+        return frame.join(spots), pd.DataFrame(p, index=light.obs_names, columns=self.classes), verdicts
 
     def modality_weights(self) -> pd.Series:
         """Return how much the combination of both trusts each modality (not for ``fusion="concat"``)."""
@@ -304,8 +309,8 @@ class RegionClassifier(Model):
         require_fitted(self, "classes")
         config: dict[str, Any] = {"arguments": self._plain_arguments(), "sizes_um": self._sizes, "sizes_px": self._px}
         config |= {"located": self._located, "sections_seen": self.sections_seen, "inner_groups": self.inner_groups}
-        config["parts"] = {}
-        arrays: Arrays = {}
+        config["novelty"], arrays = self._novelty.state()
+        config["parts"], arrays = {}, prefixed("novelty", arrays)
         for name, part in {**self._encoders, "fusion": self._fusion}.items():
             config["parts"][name], values = part._state()
             arrays |= prefixed(name, values)
@@ -321,6 +326,7 @@ class RegionClassifier(Model):
         model = cls(**arguments)
         model._sizes, model._px, model._located = config["sizes_um"], config["sizes_px"], config["located"]
         model.sections_seen, model.inner_groups = config["sections_seen"], config["inner_groups"]
+        model._novelty = NoveltyCheck.from_state(config["novelty"], subset("novelty", arrays))
         model._fusion = parts.pop("fusion")
         model._encoders = parts
         model.classes, model.history = model._fusion.classes, model._fusion.history

@@ -14,4 +14,5 @@ from ._gene_importance import gene_importance as gene_importance
 from ._grad_cam import grad_cam as grad_cam
 from ._grad_cam import grad_cam_section as grad_cam_section
 from ._label_efficiency import label_efficiency as label_efficiency
+from ._modality_contribution import modality_contribution as modality_contribution
 from ._regions import regions as regions

@@ -14,6 +14,7 @@ from ._image_training import compare_image_training as compare_image_training
 from ._impute import impute as impute
 from ._knn import knn_classifier as knn_classifier
 from ._label_efficiency import label_efficiency as label_efficiency
+from ._modality_contribution import modality_contribution as modality_contribution
 from ._predict import predict_regions as predict_regions
 from ._probe import probe as probe
 from ._project import project as project

@@ -79,7 +79,7 @@ def evaluate(
     wanted = labels.notna().to_numpy()
     if mask_key is not None:
         require_key(table.obs, mask_key, where="adata.obs", argument="mask_key")
-        wanted &= _mask(table.obs[mask_key], mask_key)
+        wanted &= require_mask(table.obs[mask_key], mask_key)
     rows = wanted & predicted.notna().to_numpy()
     if not include_abstained:
         require_key(table.obs, name + _keys.ABSTAIN, where="adata.obs", argument="prediction", run=run)
@@ -95,8 +95,8 @@ def evaluate(
     return pd.concat([*tidy, long], ignore_index=True)
 
 
-def _mask(column: pd.Series, key: str) -> np.ndarray:
-    """The column as booleans; text and gaps would count as True, and are refused."""
+def require_mask(column: pd.Series, key: str) -> np.ndarray:
+    """Return the column as booleans; text and gaps would count as True, and are refused."""
     if not pd.api.types.is_bool_dtype(column) or column.isna().any():
         msg = (
             f"`mask_key={key!r}` must be True or False in every row, got {column.dtype}: {listing(column.unique(), 4)}."

@@ -99,7 +99,7 @@ def fusion_classifier(
     """
     _, table = working_copy(data, table_key)
     labels = masked_labels(table, labels_key)
-    keys = _embedding_keys(table, keys)
+    keys = embedding_keys(table, keys)
     features = {name: np.asarray(table.obsm[key]) for name, key in keys.items()}
     spots = table.obs[[_keys.DONOR]].copy() if _keys.DONOR in table.obs else pd.DataFrame(index=table.obs_names)
     spots[_keys.LIBRARY] = section_column(table, library_key)
@@ -131,7 +131,8 @@ def fusion_classifier(
     return model
 
 
-def _embedding_keys(table: AnnData, keys: Mapping[str, str] | None) -> dict[str, str]:
+def embedding_keys(table: AnnData, keys: Mapping[str, str] | None) -> dict[str, str]:
+    """Return the ``obsm`` key of every modality: those named, else those with neighbourhoods, else the bare ones."""
     run = "hw.tl.image_encoder(...)` or `hw.tl.gene_encoder(...)"
     if keys is not None:
         for key in keys.values():

@@ -54,8 +54,10 @@ def predict_regions(
     -------
     ``None``, or the changed copy. With ``key = key_added``, writes ``obs[f"{key}_predicted"]``,
     ``obs[f"{key}_confidence"]``, ``obs[f"{key}_abstain"]``, ``obs[f"{key}_modalities"]`` (what the spot was
-    predicted from), ``obsm[f"{key}_probability"]`` and the record in ``uns["histoweave"]``, which names the
-    sections of ``data`` that the model saw in training.
+    predicted from), ``obs[f"{key}_novelty"]`` (how unlike the training spots it is, 1 at the limit),
+    ``obs[f"{key}_out_of_distribution"]`` (beyond it), ``obsm[f"{key}_probability"]``, ``uns[f"{key}_novelty"]``
+    (the verdict on every section, see ``model.novelty``) and the record in ``uns["histoweave"]``, which names the
+    sections of ``data`` that the model saw in training. Warns of sections unlike those it was fitted on.
 
     Raises
     ------
@@ -80,8 +82,11 @@ def predict_regions(
         raise TypeError(msg)
     out, table = working_copy(data, table_key, copy=copy)
     keys = {"layer": layer, "library_key": library_key, "spatial_key": spatial_key, "table_key": table_key}
-    prediction, probability = model._predict(data, modalities, **keys)
+    prediction, probability, verdicts = model._predict(data, modalities, **keys)
     table.obs[f"{key_added}_modalities"] = prediction["modalities"].astype("category").to_numpy()
+    table.obs[key_added + _keys.NOVELTY] = prediction["novelty"].to_numpy()
+    table.obs[key_added + _keys.OUT_OF_DISTRIBUTION] = prediction["out_of_distribution"].to_numpy()
+    table.uns[key_added + _keys.NOVELTY] = verdicts
     here = sections(table, library_key)
     write_prediction(
         table,

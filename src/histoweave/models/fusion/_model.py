@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 from histoweave._random import child_seeds
 from histoweave._validate import listing, require_choice, require_number
 from histoweave.models._base import Arrays, Model, markdown_table, prefixed, require_fitted, subset
+from histoweave.models.fusion._balance import shared_weights
 from histoweave.models.fusion._calibration import KINDS
 from histoweave.models.fusion._check import rows_to_predict, training_rows
 from histoweave.models.fusion._combination import DECISIONS, Combination, Subset, fit_combinations
@@ -21,7 +22,7 @@ from histoweave.models.fusion._members import ask_members, fit_members, members_
 
 METHODS = ("stack", "concat", "gated")
 ARGUMENTS = ("method", "heads", "decision", "calibration", "coverage", "n_inner", "random_state")
-FITTED = ("classes", "modalities", "widths")
+FITTED = ("classes", "modalities", "widths", "class_shares")
 
 
 class FusionClassifier(Model):
@@ -63,6 +64,8 @@ class FusionClassifier(Model):
         Names of the blocks it was fitted on, in order.
     widths
         Number of columns of each.
+    class_shares
+        Shares of the classes among the labelled rows, a group counting as ten rows at most.
     history
         Scores out of fold per subset of modalities: accuracy, macro-F1, log loss, ..., and macro-F1 of either
         decision (a DataFrame). Pool and calibration are fitted without the fold they are scored on.
@@ -164,6 +167,8 @@ class FusionClassifier(Model):
             self._combinations, self.history = fit_combinations(
                 out_of_fold, self.modalities, self._members_of, codes, groups, fold, names, **options
             )
+        weights = np.bincount(codes[labelled], shared_weights(groups[labelled]), minlength=len(names))
+        self.class_shares = (weights / weights.sum()).tolist()
         self.classes = names
         return self
 

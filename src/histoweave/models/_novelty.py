@@ -1,0 +1,306 @@
+"""Is a section like those a model was fitted on: distances of features that are not standardised by section."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+
+from histoweave import _keys
+from histoweave._random import rng
+from histoweave._resolve import sections
+from histoweave._validate import warn
+from histoweave.models._base import Arrays, prefixed, subset
+from histoweave.models._pca import LinearMap
+from histoweave.models._prepare import tissue_blocks
+from histoweave.models.image_encoder._model import FEATURES
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+N_COMPONENTS = 10
+MAX_ROWS = 3000  # eleven directions of a sample this large have settled
+SPOT_RATE = 0.01  # of spots like the training sections', this share is called novel, in each modality
+SECTION_RATE = 0.05  # and of sections, this share, in all modalities together
+LEAST_GENES = 0.5  # a table with a smaller share of the model's genes was measured in another way
+N_PARTS = 4  # of a single section
+
+Matrix = np.ndarray | sp.csr_matrix
+
+
+@dataclass
+class Cloud:
+    """Where training rows lie: principal components, how far off them, and the covariance of both."""
+
+    mean: np.ndarray
+    sd: np.ndarray
+    square: np.ndarray
+    map: LinearMap
+    centre: np.ndarray
+    precision: np.ndarray
+
+    @classmethod
+    def fit(cls, X: np.ndarray, *, scale: bool, random_state: int) -> Self:
+        """Fit on rows ``(n, d)`` without NaN; ``scale`` where features have different units."""
+        from sklearn.covariance import LedoitWolf
+
+        mean, sd = X.mean(axis=0), X.std(axis=0)
+        sd = np.where(sd > 1e-6, sd, 1.0) if scale else np.ones_like(sd)
+        values = (X - mean) / sd
+        found = LinearMap.principal(values, min(N_COMPONENTS, min(values.shape) - 1), random_state)
+        cloud = cls(mean, sd, (X**2).mean(axis=0), found, np.empty(0), np.empty(0))
+        Z = cloud._coordinates(X, None)
+        spread = np.maximum(Z.std(axis=0), 1e-6)
+        cloud.centre = Z.mean(axis=0)
+        # in like units, because it shrinks to a ball
+        shrunk = LedoitWolf(assume_centered=True).fit((Z - cloud.centre) / spread)
+        cloud.precision = shrunk.precision_ / np.outer(spread, spread)
+        return cloud
+
+    def _coordinates(self, X: np.ndarray, present: np.ndarray | None) -> np.ndarray:
+        """Return the components, and the logarithm of what they leave over ``(n, n_components + 1)``."""
+        if present is not None:  # roots of shares of the genes that are there: together they are less than all
+            X = X * np.sqrt(self.square[present].sum() / self.square.sum())
+        values = (X - self.mean) / self.sd
+        T = self.map.apply(values, present)
+        rest = values - self.map.mean - T @ self.map.components
+        rest = rest if present is None else rest[:, present]
+        return np.column_stack([T, 0.5 * np.log((rest**2).mean(axis=1) + 1e-12)])
+
+    def distance(self, X: np.ndarray, present: np.ndarray | None = None) -> np.ndarray:
+        """Return the logarithm of the Mahalanobis distance, root mean square over the directions, ``(n,)``."""
+        Z = self._coordinates(X, present) - self.centre
+        squared = np.einsum("ij,jk,ik->i", Z, self.precision, Z) / len(self.centre)
+        return 0.5 * np.log(np.maximum(squared, 1e-12))
+
+
+@dataclass
+class Novelty:
+    """How far rows and sections lie from the training rows, in units of what is still usual.
+
+    Attributes
+    ----------
+    cloud
+        The training rows.
+    limit
+        Log distance that a share ``SPOT_RATE`` of training rows exceeds when their part is held out.
+    levels
+        Median log distance of each training donor or section when it is held out; empty with fewer than two.
+    spread
+        Standard deviation of the log distance within one section.
+    """
+
+    cloud: Cloud
+    limit: float
+    levels: np.ndarray
+    spread: float
+
+    @classmethod
+    def fit(cls, X: np.ndarray, section: np.ndarray, part: np.ndarray, *, scale: bool, random_state: int) -> Self:
+        """Fit on rows ``(n, d)`` without NaN.
+
+        Parameters
+        ----------
+        X
+            Features ``(n, d)``.
+        section, part
+            The section of every row, and what is held out together: a donor or a section, or parts of the only one.
+        scale
+            Features have different units.
+        random_state
+            Seed.
+        """
+        options = {"scale": scale, "random_state": random_state}
+        distance = np.empty(len(X))
+        for name in np.unique(part):
+            out = part == name
+            distance[out] = Cloud.fit(X[~out], **options).distance(X[out])
+        frame = pd.DataFrame({"section": section, "part": part, "distance": distance})
+        per_section = frame.groupby(["part", "section"], observed=True)["distance"]
+        levels = per_section.median().groupby(level="part").mean().to_numpy()
+        if frame.groupby("section")["part"].nunique().max() > 1:  # parts of one section say nothing of the next
+            levels = np.empty(0)
+        spread = float(per_section.std().median())
+        return cls(Cloud.fit(X, **options), float(np.quantile(distance, 1 - SPOT_RATE)), levels, spread)
+
+    def section(self, distance: np.ndarray, rate: float) -> float:
+        """Return how far a section lies out, 1 at the limit that a share ``rate`` of usual sections exceeds."""
+        from scipy.stats import t
+
+        middle, k = float(np.median(distance)), len(self.levels)
+        if not k:  # more than half of its spots are beyond the spots' limit
+            return float(np.exp(middle - self.limit))
+        within = self.spread**2 * np.pi / (2 * len(distance))  # of the median of so many spots
+        error = np.sqrt(self.levels.var(ddof=1) * (1 + 1 / k) + within)
+        return float(np.exp(middle - self.levels.mean() - t.ppf(1 - rate, k - 1) * error))
+
+    def state(self) -> tuple[dict[str, Any], Arrays]:
+        """Return ``(config, arrays)``."""
+        cloud = {name: getattr(self.cloud, name) for name in ("mean", "sd", "square", "centre", "precision")}
+        arrays = prefixed("cloud", cloud) | prefixed("map", self.cloud.map.arrays()) | {"levels": self.levels}
+        return {"limit": self.limit, "spread": self.spread}, arrays
+
+    @classmethod
+    def from_state(cls, config: dict[str, Any], arrays: Arrays) -> Self:
+        """Rebuild from `state`."""
+        cloud = Cloud(**subset("cloud", arrays), map=LinearMap.from_arrays(subset("map", arrays)))
+        return cls(cloud, config["limit"], arrays["levels"], config["spread"])
+
+
+class NoveltyCheck:
+    """Tell sections and spots unlike the training sections, by image and by genes."""
+
+    def __init__(self, parts: Mapping[str, Novelty]) -> None:
+        self.parts = dict(parts)
+
+    @classmethod
+    def fit(cls, encoders: Mapping[str, Any], light: AnnData, random_state: int) -> Self:
+        """Fit on the table the encoders were fitted on; of many rows, a sample."""
+        generator, parts = rng(random_state), {}
+        chosen = np.sort(generator.permutation(light.n_obs)[:MAX_ROWS])
+        light = light[chosen].copy() if len(chosen) < light.n_obs else light
+        section, part = light.obs[_keys.LIBRARY].astype(str).to_numpy(), _parts(light)
+        for name, (X, known, _) in raw_features(encoders, light).items():
+            X = X.toarray() if sp.issparse(X) else X
+            if min((known & (part != p)).sum() for p in np.unique(part)) < 2 * N_COMPONENTS:
+                warn(f"Too few spots to tell sections unlike these by their {name}; `novelty` will be missing.")
+                continue
+            options = {"scale": name == "image", "random_state": random_state}
+            parts[name] = Novelty.fit(X[known].astype(np.float64), section[known], part[known], **options)
+        return cls(parts)
+
+    def apply(self, encoders: Mapping[str, Any], light: AnnData) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Return ``novelty`` and ``out_of_distribution`` of every row, and a verdict on every section and modality."""
+        rows_of, verdicts = sections(light), []
+        found = {n: v for n, v in raw_features(encoders, light).items() if n in self.parts}
+        spot = np.full((light.n_obs, max(len(found), 1)), np.nan)
+        for column, (name, (X, known, present)) in enumerate(found.items()):
+            novelty = self.parts[name]
+            distance = _distances(novelty.cloud, X, known, present)
+            spot[:, column] = np.exp(distance - novelty.limit)
+            share = float(present.mean()) if present is not None else np.nan
+            for section, rows in rows_of.items():
+                here = distance[rows][~np.isnan(distance[rows])]
+                if len(here):
+                    level = novelty.section(here, SECTION_RATE / len(found))
+                    verdicts.append({"section": section, "modality": name, "n_spots": len(here), "novelty": level,
+                                     "novel_spots": float((here > novelty.limit).mean()), "genes_found": share,
+                                     "out_of_distribution": level > 1 or share < LEAST_GENES})  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # spots with neither modality stay NaN
+            furthest = np.nanmax(spot, axis=1)
+        spots = pd.DataFrame({"novelty": furthest, "out_of_distribution": furthest > 1}, index=light.obs_names)
+        columns = ["section", "modality", "n_spots", "novelty", "novel_spots", "genes_found", "out_of_distribution"]
+        return spots, pd.DataFrame(verdicts, columns=columns)
+
+    def tell(self, verdicts: pd.DataFrame) -> None:
+        """Warn of sections unlike the training sections, and say what to do."""
+        flagged = verdicts[verdicts["out_of_distribution"]]
+        if flagged.empty:
+            return
+        what = [f"{s!r} by {' and '.join(rows['modality'])}" for s, rows in flagged.groupby("section", sort=False)]
+        single = any(not len(self.parts[m].levels) for m in flagged["modality"])
+        warn(
+            f"Sections unlike those in training: {'; '.join(what)}. Their regions may be wrong however sure they look. "
+            "Check tissue, stain, scale of the image and gene panel, see `novelty(data)` of the classifier; "
+            "normalise the stain of all sections (`hw.pp.stain_normalize`), or label some spots there and fit again."
+            + (" The model was fitted on one section: a usual difference between slides looks the same." * single)
+        )
+
+    def state(self) -> tuple[dict[str, Any], Arrays]:
+        """Return ``(config, arrays)``."""
+        states = {name: part.state() for name, part in self.parts.items()}
+        arrays: Arrays = {}
+        for name, (_, values) in states.items():
+            arrays |= prefixed(name, values)
+        return {name: config for name, (config, _) in states.items()}, arrays
+
+    @classmethod
+    def from_state(cls, config: dict[str, Any], arrays: Arrays) -> Self:
+        """Rebuild from `state`."""
+        return cls({name: Novelty.from_state(c, subset(name, arrays)) for name, c in config.items()})
+
+
+class TellsNovelty:
+    """What a classifier with a fitted check (``_novelty``), encoders and `_encode` offers."""
+
+    def novelty(
+        self,
+        data: AnnData | SpatialData,
+        *,
+        modalities: Sequence[str] | None = None,
+        layer: str | None = None,
+        library_key: str = _keys.LIBRARY,
+        spatial_key: str = _keys.SPATIAL,
+        table_key: str = _keys.TABLE,
+    ) -> pd.DataFrame:
+        """Tell which sections are unlike those it was fitted on; ``data`` is not changed.
+
+        Parameters
+        ----------
+        data, modalities, layer, library_key, spatial_key, table_key
+            As for ``predict_proba``.
+
+        Returns
+        -------
+        A DataFrame, one row a section and modality: ``n_spots``, ``novelty`` (median distance of its spots, 1 at the
+        limit), ``novel_spots`` (share of spots beyond the spots' own limit), ``genes_found`` (share of the model's
+        genes; NaN for images) and ``out_of_distribution`` (``novelty`` above 1, or half of the genes missing).
+
+        Notes
+        -----
+        Mahalanobis distance on ten principal components, and on what they leave over, of image features and
+        expression that are not standardised by section. The limit of sections comes from training donors (sections
+        where donors are not known) held out in turn: a usual new section exceeds it in 5 % of cases, as far as log
+        distances of sections are normal. With two or three of them the limit is wide. With a single section it is that
+        of spots, which 1 % of spots in held-out parts exceed, for more than half of the spots; usual differences
+        between slides then look like another tissue.
+        """
+        keys = {"layer": layer, "library_key": library_key, "spatial_key": spatial_key, "table_key": table_key}
+        return self._novelty.apply(self._encoders, self._encode(data, modalities, **keys)[0])[1]
+
+
+def raw_features(encoders: Mapping[str, Any], light: AnnData) -> dict[str, tuple[Matrix, np.ndarray, Any]]:
+    """Return what encoders describe before sections are standardised, which hides what differs between them.
+
+    Features ``(n, d)`` of the image, and the roots of the genes' shares of the counts of all the model's genes, whose
+    distance is that of Hellinger and depends on no depth to normalise to; with each, which rows have it, and which
+    genes are there.
+    """
+    found: dict[str, tuple[Matrix, np.ndarray, Any]] = {}
+    image, genes = encoders.get("image"), encoders.get("gene")
+    if image is not None and (FEATURES in light.obsm or all(key in light.obsm for key in image.crops_keys)):
+        X = image.features(light)
+        found["image"] = X, ~np.isnan(X).any(axis=1), None
+    if genes is not None and light.n_vars and genes.overlap(light) >= genes.min_share:
+        expression = genes._aligned(light, None, _keys.LIBRARY, quiet=True)
+        counts = sp.csr_matrix(expression.counts)
+        depth = np.asarray(counts.sum(axis=1)).ravel()
+        shares = sp.csr_matrix(sp.diags(1 / np.maximum(depth, 1)) @ counts)
+        found["gene"] = shares.sqrt(), depth > 0, expression.present
+    return found
+
+
+def _distances(cloud: Cloud, X: Matrix, known: np.ndarray, present: np.ndarray | None, batch: int = 4096) -> np.ndarray:
+    out, rows = np.full(len(known), np.nan), np.flatnonzero(known)
+    for start in range(0, len(rows), batch):
+        here = rows[start : start + batch]
+        part = X[here].toarray() if sp.issparse(X) else X[here]
+        out[here] = cloud.distance(part.astype(np.float64), present)
+    return out
+
+
+def _parts(light: AnnData) -> np.ndarray:
+    """Return what is held out together: donors where there are several, else sections, else parts of the only one."""
+    for key in (_keys.DONOR, _keys.LIBRARY):
+        if key in light.obs and light.obs[key].notna().all() and light.obs[key].nunique() > 1:
+            return light.obs[key].astype(str).to_numpy()
+    xy = light.obsm.get(_keys.SPATIAL)
+    blocks = tissue_blocks(light.obs[_keys.LIBRARY].to_numpy(), xy)
+    return (pd.factorize(blocks)[0] % N_PARTS).astype(str)

@@ -1,0 +1,179 @@
+"""Sections and spots unlike the training ones: stated rates on draws of known distribution, planted strangers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import histoweave as hw
+from histoweave._validate import HistoweaveWarning
+from histoweave.models import RegionClassifier
+from histoweave.models._novelty import SECTION_RATE, SPOT_RATE, Cloud, Novelty, NoveltyCheck
+from histoweave.models.fusion import _inner
+from histoweave.models.fusion._heads import ForestHead
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_trees() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_inner, "ForestHead", partial(ForestHead, 5))
+        yield
+
+
+# ------------------------------------------------------------------ rates
+
+
+def test_distance_is_mahalanobis_where_all_directions_are_kept():
+    """Twelve features have eleven components, of which ten are kept: nothing but the remainder's size is lost."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(4000, 12)) * np.linspace(3, 1, 12) @ np.linalg.qr(rng.normal(size=(12, 12)))[0] + 5
+    cloud = Cloud.fit(X, scale=False, random_state=0)
+    new = rng.normal(size=(500, 12)) * 4 + 5
+    centred = new - X.mean(axis=0)
+    exact = 0.5 * np.log(np.einsum("ij,jk,ik->i", centred, np.linalg.inv(np.cov(X.T)), centred) / 12)
+    assert np.corrcoef(cloud.distance(new), exact)[0, 1] > 0.97
+
+
+def test_rate_of_spots_is_the_stated_one():
+    rng = np.random.default_rng(1)
+    mixing = rng.normal(size=(20, 20))
+    X = rng.normal(size=(3000, 20)) @ mixing
+    novelty = Novelty.fit(X, np.full(3000, "s"), rng.integers(0, 4, 3000), scale=True, random_state=0)
+    new = rng.normal(size=(20_000, 20)) @ mixing
+    beyond = (novelty.cloud.distance(new) > novelty.limit).mean()
+    assert beyond == pytest.approx(SPOT_RATE, abs=0.005)
+    assert (novelty.cloud.distance(3 * new) > novelty.limit).mean() > 0.9
+
+
+@pytest.mark.parametrize("k", [2, 4, 12])
+def test_rate_of_sections_is_the_stated_one(k):
+    """Sections whose levels are normal, as the limit takes them to be, seen through 200 spots each."""
+    rng, flagged = np.random.default_rng(k), []
+    for _ in range(4000):
+        levels = rng.normal(1.0, 0.2, k)
+        novelty = Novelty(None, 0.0, levels, spread=0.3)
+        new = rng.normal(rng.normal(1.0, 0.2), 0.3, 200)
+        flagged.append(novelty.section(new, SECTION_RATE) > 1)
+    assert np.mean(flagged) == pytest.approx(SECTION_RATE, abs=0.012)
+
+
+def test_one_section_is_judged_by_its_spots():
+    novelty = Novelty(None, 1.0, np.empty(0), spread=0.3)
+    assert novelty.section(np.array([0.2, 1.5, 1.6]), SECTION_RATE) > 1
+    assert novelty.section(np.array([0.2, 0.3, 1.6]), SECTION_RATE) < 1
+
+
+# ------------------------------------------------------------------ simulated sections
+
+
+SHAPE = {"n_rows": 10, "n_cols": 10, "n_regions": 3, "n_genes": 120, "um_per_px": 2.0}
+CROPS = {"crops": 110}
+
+
+def simulated(n, seed, **knobs):
+    table = hw.datasets.simulate_sections(n, random_state=seed, **SHAPE | knobs)
+    hw.pp.crops(table, size_um=CROPS, out_px=16)
+    return table
+
+
+def part(table, *names):
+    return table[table.obs["library_id"].isin([f"section_{n}" for n in names])].copy()
+
+
+@pytest.fixture(scope="module")
+def table():
+    return simulated(10, 0)
+
+
+@pytest.fixture(scope="module")
+def clf(table):
+    return RegionClassifier(crop_um=CROPS, n_rings=0).fit(part(table, *range(1, 8)))
+
+
+@pytest.fixture(scope="module")
+def strangers():
+    """Another stain, other textures, other genes."""
+    return {
+        "stain": simulated(2, 1, stain_shift=2.0),
+        "texture": simulated(2, 2, image_regions=[4, 5, 7]),
+    }
+
+
+def test_usual_sections_are_not_flagged(clf, table):
+    verdict = clf.novelty(part(table, 8, 9, 10))
+    assert verdict.groupby("modality").size().to_dict() == {"gene": 3, "image": 3}
+    assert not verdict["out_of_distribution"].any()
+    assert (verdict["novelty"] < 1).all()
+    spots = clf.predict(part(table, 8, 9, 10))
+    assert spots["out_of_distribution"].mean() < 0.08
+
+
+@pytest.mark.parametrize("kind", ["stain", "texture"])
+def test_strange_images_are_flagged(clf, strangers, kind):
+    verdict = clf.novelty(strangers[kind], modalities=["image"]).set_index("section")
+    assert verdict["out_of_distribution"].all()
+
+
+def test_strange_genes_are_flagged_and_told(clf, table):
+    """Genes change places: the depth of every spot and the counts themselves stay."""
+    other = part(table, 8, 9)
+    rows = (other.obs["library_id"] == "section_9").to_numpy()
+    counts = other.layers["counts"].toarray()
+    counts[rows] = counts[rows][:, np.random.default_rng(0).permutation(other.n_vars)]
+    other.layers["counts"] = other.X = type(other.X)(counts)
+    with pytest.warns(HistoweaveWarning, match=r"'section_9' by gene\. .*stain_normalize") as told:
+        spots = clf.predict(other)
+    assert "section_8" not in str(told[0].message)
+    assert spots.loc[rows, "out_of_distribution"].all()
+    hw.tl.predict_regions(other, clf)
+    np.testing.assert_array_equal(other.obs["region_novelty"], spots["novelty"])
+    np.testing.assert_array_equal(other.obs["region_out_of_distribution"], spots["novelty"] > 1)
+    verdict = other.uns["region_novelty"].set_index(["section", "modality"])["out_of_distribution"]
+    assert verdict[verdict].index.tolist() == [("section_9", "gene")]
+
+
+def test_missing_genes_are_not_strange_genes(clf, table):
+    new = part(table, 8)
+    kept = np.random.default_rng(0).permutation(new.n_vars)[: int(0.7 * new.n_vars)]
+    verdict = clf.novelty(new[:, np.sort(kept)].copy(), modalities=["gene"]).iloc[0]
+    assert verdict["genes_found"] == pytest.approx(0.7, abs=0.01)
+    assert not verdict["out_of_distribution"]
+    few = clf.novelty(new[:, kept[: int(0.4 * new.n_vars)]].copy(), modalities=["gene"]).iloc[0]
+    assert few["out_of_distribution"]
+
+
+def test_saved_with_the_model(clf, table, tmp_path):
+    again = RegionClassifier.load(clf.save(tmp_path / "clf"))
+    new = part(table, 9)
+    pd.testing.assert_frame_equal(again.novelty(new), clf.novelty(new))
+    pd.testing.assert_series_equal(again.predict(new)["novelty"], clf.predict(new)["novelty"])
+
+
+def test_one_training_section_says_what_it_cannot_tell(table, strangers):
+    clf = RegionClassifier(genes=None, crop_um=CROPS, n_rings=0).fit(part(table, 1))
+    assert not clf.novelty(part(table, 1))["out_of_distribution"].any()
+    with pytest.warns(HistoweaveWarning, match="fitted on one section"):
+        clf.predict(strangers["texture"])
+
+
+def test_spots_without_a_modality(clf, table):
+    new = part(table, 8)
+    new.layers["counts"][:5] = 0
+    spots = clf.predict(new, modalities=["gene"])
+    assert spots["novelty"].isna().to_numpy()[:6].tolist() == [True] * 5 + [False]
+    assert not spots["out_of_distribution"][:5].any()
+
+
+def test_cross_validation_does_not_pay_for_it(table, monkeypatch):
+    def never(*args, **kwargs):
+        raise AssertionError
+
+    monkeypatch.setattr(NoveltyCheck, "fit", never)
+    few = part(table, 1, 2, 3)
+    hw.pp.split(few, by="donor")
+    scores = hw.tl.cross_validate(few, model=RegionClassifier(image=None), nulls=False)
+    assert len(scores) == 3
