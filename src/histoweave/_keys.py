@@ -23,6 +23,7 @@ X_GENE: Final = "X_gene"
 X_FUSED: Final = "X_fused"
 GRAD_CAM: Final = "grad_cam"
 CONTRIBUTION: Final = "modality_contribution"
+EXPLAIN_SPOT: Final = "explain_spot"
 
 # layers, obsp, uns
 COUNTS: Final = "counts"

@@ -39,22 +39,24 @@ class SectionScaler:
         out = np.full(X.shape, np.nan, dtype=np.float32)
         small = []
         for name, rows in rows_of.items():
-            block = X[rows]
-            measured = block[~np.isnan(block).any(axis=1)]
-            if len(measured) >= MIN_SPOTS:
-                mean, sd = measured.mean(axis=0), _spread(measured)
-            else:
-                mean, sd = self.mean, self.sd
-                if len(measured):
-                    small.append(name)
-            value = block - mean
-            out[rows] = np.clip(value / sd, -LIMIT, LIMIT) if self.scale else value
+            n_measured = (~np.isnan(X[rows]).any(axis=1)).sum()
+            if 0 < n_measured < MIN_SPOTS:
+                small.append(name)
+            out[rows] = self.as_in(X[rows], X[rows])
         if small:
             warn(
                 f"Sections with fewer than {MIN_SPOTS} measured spots ({', '.join(small)}) were standardised with the "
                 "training sections' mean and spread instead of their own."
             )
         return out
+
+    def as_in(self, X: np.ndarray, section: np.ndarray) -> np.ndarray:
+        """Return rows ``(n, d)`` standardised as those of one section, whose own rows ``section`` are ``(m, d)``."""
+        measured = section[~np.isnan(section).any(axis=1)]
+        mean, sd = self.mean, self.sd
+        if len(measured) >= MIN_SPOTS:
+            mean, sd = measured.mean(axis=0), _spread(measured)
+        return np.clip((X - mean) / sd, -LIMIT, LIMIT) if self.scale else X - mean
 
 
 def _spread(values: np.ndarray) -> np.ndarray:

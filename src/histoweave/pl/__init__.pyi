@@ -10,6 +10,7 @@ from ._embedding_quality import retrieval as retrieval
 from ._evaluation import confusion as confusion
 from ._evaluation import reliability as reliability
 from ._evaluation import scores as scores
+from ._explain_spot import explain_spot as explain_spot
 from ._gene_importance import gene_importance as gene_importance
 from ._grad_cam import grad_cam as grad_cam
 from ._grad_cam import grad_cam_section as grad_cam_section

@@ -6,6 +6,7 @@ from ._embedding_quality import embedding_quality as embedding_quality
 from ._encoders import gene_encoder as gene_encoder
 from ._encoders import image_encoder as image_encoder
 from ._evaluate import evaluate as evaluate
+from ._explain_spot import explain_spot as explain_spot
 from ._fusion import fusion_classifier as fusion_classifier
 from ._gene_importance import gene_importance as gene_importance
 from ._gene_programmes import gene_programmes as gene_programmes

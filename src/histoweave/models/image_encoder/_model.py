@@ -188,6 +188,17 @@ class ImageEncoder(Model):
         scaled = self._scaler.transform(raw, sections(table, library_key))
         return scaled if self._map is None else self._map.apply(scaled)
 
+    def features_as_in(self, raw: np.ndarray, section: np.ndarray) -> np.ndarray:
+        """Return the embedding of features ``(n, d)`` as if they were of one section, which has these ``(m, d)``.
+
+        Parameters
+        ----------
+        raw, section
+            Features from :meth:`features`.
+        """
+        scaled = self._scaler.as_in(raw, section).astype(np.float32)
+        return scaled if self._map is None else self._map.apply(scaled)
+
     def features(self, table: AnnData) -> np.ndarray:
         """Return the features before standardisation, ``(n_obs, d)``; they depend on the crops alone.
 

@@ -1,0 +1,107 @@
+"""What is said of one spot is what a classifier says when the table itself is changed so."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+import histoweave as hw
+from histoweave.models.explanation._spot import ImageHead, Spot
+from histoweave.models.fusion import _inner
+from histoweave.models.fusion._heads import ForestHead
+
+
+@pytest.fixture(scope="module")
+def table():
+    table = hw.datasets.simulate_section(n_rows=10, n_cols=10, n_genes=80, um_per_px=2.0)
+    hw.pp.crops(table, size_um={"crops": 110, "crops_context": 300}, out_px=32)
+    return table
+
+
+def spot_of(model, table, row, **kwargs):
+    light, features = model._encode(table, None, **{"layer": None, "library_key": "library_id",
+                                                    "spatial_key": "spatial", "table_key": "table"})  # fmt: skip
+    region = int(model.predict_proba(table).to_numpy()[row].argmax())
+    return Spot(model, light, features, row, region)
+
+
+@pytest.fixture(scope="module")
+def clf(table):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_inner, "ForestHead", partial(ForestHead, 20))
+        yield hw.models.RegionClassifier().fit(table)
+
+
+def test_hidden_cell_is_the_change_of_the_table(clf, table):
+    """The crop of one spot is changed in a copy of the table; the section's mean moves by a hundredth of that."""
+    one, row = spot_of(clf, table, 37), 37
+    found = one.hidden_cells("crops", 4)
+    i, j = np.unravel_index(np.abs(found).argmax(), found.shape)
+    changed = table.copy()
+    crop = changed.obsm["crops"][row].copy()
+    colour = crop.reshape(-1, 3).mean(axis=0).round()
+    crop[8 * i : 8 * i + 8, 8 * j : 8 * j + 8] = colour
+    changed.obsm["crops"][row] = crop
+    name = clf.classes[one.region]
+    before, after = (clf.predict_proba(t)[name].iloc[row] for t in (table, changed))
+    assert found[i, j] == pytest.approx(np.log(before) - np.log(after), abs=0.1 * abs(found[i, j]) + 0.01)
+
+
+@pytest.mark.parametrize("genes", ["pca", "masked"])
+def test_hidden_gene_is_the_change_of_the_table(clf, table, genes):
+    model, row = clf, 37
+    if genes == "masked":
+        options = {"n_latent": 8, "n_hidden": 16, "max_epochs": 3}
+        model = hw.models.RegionClassifier(
+            image=None, genes="masked", gene_options=options, fusion_options={"heads": "linear"}
+        ).fit(table)
+    one = spot_of(model, table, row)
+    found = one.hidden_genes().set_index("gene")
+    assert found["contribution"].is_monotonic_decreasing
+    gene = found.index[0]
+    encoder = model._encoders["gene"]
+    counts = table.layers["counts"].toarray()
+    depth = counts.sum(axis=1)
+    target = encoder._target if genes == "pca" else np.median(depth)
+    log = np.log1p(target * counts / depth[:, None])
+    column = table.var_names.get_loc(gene)
+    assert found.loc[gene, "value"] == pytest.approx(log[row, column] - log[:, column].mean(), abs=2e-2)
+    if genes == "pca":
+        changed = counts.copy()
+        # the count whose log value is the gene's mean, while the spot's depth is taken to stay
+        changed[row, column] = np.expm1(log[:, column].mean()) * depth[row] / target
+        shift = np.zeros_like(log)
+        shift[row, column] = log[:, column].mean() - log[row, column]
+        own = encoder._map.apply(encoder._scaler.transform(log, {"section_1": np.arange(100)}) + shift)
+        moved = one.log_probability("gene", own[[row]])[0]
+        whole = np.log(model.predict_proba(table).to_numpy()[row, one.region])
+        assert found.loc[gene, "contribution"] == pytest.approx(whole - moved, abs=1e-3)
+
+
+def test_head_is_the_classifier_s_own_linear_head(table):
+    """Differences of logits between two crops are those of the fitted head on their embeddings."""
+    options = {"backbone": "tiny", "max_epochs": 1, "n_components": 8, "batch_size": 64}
+    model = hw.models.RegionClassifier(
+        image="simclr", genes=None, crop_um={"crops": 110, "crops_context": 300}, n_rings=1, image_options=options,
+        fusion_options={"heads": "linear"},
+    ).fit(table)  # fmt: skip
+    encoder, head = model._encoders["image"], model._fusion._members["image:linear"]
+    crops = table.obsm["crops"][:6]
+    import torch
+
+    from histoweave.models.image_encoder._module import set_scale
+
+    network = ImageHead(model, "crops").eval()
+    set_scale(network, 0)
+    with torch.inference_mode():
+        logits = network(torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255).numpy()
+    raw = np.repeat(encoder.features(table)[[0]], 6, axis=0)
+    width = raw.shape[1] // 2
+    raw[:, :width] = encoder.features(table)[:6, :width]  # the other scale is the first spot's throughout
+    own = encoder.features_as_in(raw, encoder.features(table))
+    expected = own @ (head.coef / head.sd)[:, : own.shape[1]].T
+    np.testing.assert_allclose(logits - logits[0], expected - expected[0], atol=2e-3)
+    one = spot_of(model, table, 37)
+    assert one.grad_cam("crops", "cpu").min() >= 0
