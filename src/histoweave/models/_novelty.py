@@ -30,6 +30,7 @@ SPOT_RATE = 0.01  # of spots like the training sections', this share is called n
 SECTION_RATE = 0.05  # and of sections, this share, in all modalities together
 LEAST_GENES = 0.5  # a table with a smaller share of the model's genes was measured in another way
 N_PARTS = 4  # of a single section
+MAX_FOLDS = 12  # more parts than this are held out several at a time
 
 Matrix = np.ndarray | sp.csr_matrix
 
@@ -117,9 +118,9 @@ class Novelty:
             Seed.
         """
         options = {"scale": scale, "random_state": random_state}
-        distance = np.empty(len(X))
-        for name in np.unique(part):
-            out = part == name
+        distance, fold = np.empty(len(X)), _folds(part)
+        for number in np.unique(fold):
+            out = fold == number
             distance[out] = Cloud.fit(X[~out], **options).distance(X[out])
         frame = pd.DataFrame({"section": section, "part": part, "distance": distance})
         per_section = frame.groupby(["part", "section"], observed=True)["distance"]
@@ -168,7 +169,7 @@ class NoveltyCheck:
         section, part = light.obs[_keys.LIBRARY].astype(str).to_numpy(), _parts(light)
         for name, (X, known, _) in raw_features(encoders, light).items():
             X = X.toarray() if sp.issparse(X) else X
-            if min((known & (part != p)).sum() for p in np.unique(part)) < 2 * N_COMPONENTS:
+            if known.sum() - np.bincount(_folds(part[known]), minlength=1).max() < 2 * N_COMPONENTS:
                 warn(f"Too few spots to tell sections unlike these by their {name}; `novelty` will be missing.")
                 continue
             options = {"scale": name == "image", "random_state": random_state}
@@ -294,6 +295,10 @@ def _distances(cloud: Cloud, X: Matrix, known: np.ndarray, present: np.ndarray |
         part = X[here].toarray() if sp.issparse(X) else X[here]
         out[here] = cloud.distance(part.astype(np.float64), present)
     return out
+
+
+def _folds(part: np.ndarray) -> np.ndarray:
+    return pd.factorize(part)[0] % MAX_FOLDS
 
 
 def _parts(light: AnnData) -> np.ndarray:
