@@ -27,15 +27,27 @@ def few_trees() -> Iterator[None]:
 # ------------------------------------------------------------------ rates
 
 
-def test_distance_is_mahalanobis_where_all_directions_are_kept():
-    """Twelve features have eleven components, of which ten are kept: nothing but the remainder's size is lost."""
+def test_distance_is_mahalanobis_on_components_and_what_they_leave():
+    """By singular vectors and the plain covariance; shrinkage is small with 4,000 rows."""
     rng = np.random.default_rng(0)
-    X = rng.normal(size=(4000, 12)) * np.linspace(3, 1, 12) @ np.linalg.qr(rng.normal(size=(12, 12)))[0] + 5
+    plane = rng.normal(size=(10, 30))
+
+    def draw(n, scale):
+        return rng.normal(size=(n, 10)) * np.linspace(3, 1, 10) * scale @ plane + rng.normal(size=(n, 30)) * 0.3 + 5
+
+    X, new = draw(4000, 1.0), draw(500, 3.0)
     cloud = Cloud.fit(X, scale=False, random_state=0)
-    new = rng.normal(size=(500, 12)) * 4 + 5
-    centred = new - X.mean(axis=0)
-    exact = 0.5 * np.log(np.einsum("ij,jk,ik->i", centred, np.linalg.inv(np.cov(X.T)), centred) / 12)
-    assert np.corrcoef(cloud.distance(new), exact)[0, 1] > 0.97
+    directions = np.linalg.svd(X - X.mean(axis=0), full_matrices=False)[2][:10]
+
+    def coordinates(values):
+        centred = values - X.mean(axis=0)
+        rest = centred - centred @ directions.T @ directions
+        return np.column_stack([centred @ directions.T, np.log(np.sqrt((rest**2).mean(axis=1)))])
+
+    Z, asked = coordinates(X), coordinates(new)
+    centred = asked - Z.mean(axis=0)
+    exact = np.sqrt(np.einsum("ij,jk,ik->i", centred, np.linalg.inv(np.cov(Z.T)), centred) / 11)
+    np.testing.assert_allclose(np.exp(cloud.distance(new)), exact, rtol=0.05)
 
 
 def test_rate_of_spots_is_the_stated_one():
@@ -53,16 +65,17 @@ def test_rate_of_spots_is_the_stated_one():
 def test_rate_of_sections_is_the_stated_one(k):
     """Sections whose levels are normal, as the limit takes them to be, seen through 200 spots each."""
     rng, flagged = np.random.default_rng(k), []
-    for _ in range(4000):
+    for _ in range(1000):
         levels = rng.normal(1.0, 0.2, k)
-        novelty = Novelty(None, 0.0, levels, spread=0.3)
+        novelty = Novelty(None, 9.0, levels, spread=0.3)
         new = rng.normal(rng.normal(1.0, 0.2), 0.3, 200)
         flagged.append(novelty.section(new, SECTION_RATE) > 1)
-    assert np.mean(flagged) == pytest.approx(SECTION_RATE, abs=0.012)
+    assert 0.02 < np.mean(flagged) < SECTION_RATE + 0.016  # with two sections it errs on the safe side
 
 
-def test_one_section_is_judged_by_its_spots():
-    novelty = Novelty(None, 1.0, np.empty(0), spread=0.3)
+@pytest.mark.parametrize("levels", [[], [0.2, 0.4]])
+def test_few_sections_are_judged_by_their_spots(levels):
+    novelty = Novelty(None, 1.0, np.array(levels), spread=0.3)
     assert novelty.section(np.array([0.2, 1.5, 1.6]), SECTION_RATE) > 1
     assert novelty.section(np.array([0.2, 0.3, 1.6]), SECTION_RATE) < 1
 
@@ -174,6 +187,6 @@ def test_cross_validation_does_not_pay_for_it(table, monkeypatch):
 
     monkeypatch.setattr(NoveltyCheck, "fit", never)
     few = part(table, 1, 2, 3)
-    hw.pp.split(few, by="donor")
+    hw.pp.split(few, by="donor", n_folds=3)
     scores = hw.tl.cross_validate(few, model=RegionClassifier(image=None), nulls=False)
     assert len(scores) == 3

@@ -131,15 +131,20 @@ class Novelty:
         return cls(Cloud.fit(X, **options), float(np.quantile(distance, 1 - SPOT_RATE)), levels, spread)
 
     def section(self, distance: np.ndarray, rate: float) -> float:
-        """Return how far a section lies out, 1 at the limit that a share ``rate`` of usual sections exceeds."""
+        """Return how far a section lies out, 1 at the limit.
+
+        A share ``rate`` of usual sections exceeds it; or more than half of the spots exceed theirs, which is all that
+        one section allows to say, and more than two do.
+        """
         from scipy.stats import t
 
         middle, k = float(np.median(distance)), len(self.levels)
-        if not k:  # more than half of its spots are beyond the spots' limit
-            return float(np.exp(middle - self.limit))
-        within = self.spread**2 * np.pi / (2 * len(distance))  # of the median of so many spots
-        error = np.sqrt(self.levels.var(ddof=1) * (1 + 1 / k) + within)
-        return float(np.exp(middle - self.levels.mean() - t.ppf(1 - rate, k - 1) * error))
+        limit = self.limit
+        if k:
+            within = self.spread**2 * np.pi / (2 * len(distance))  # of the median of so many spots
+            error = np.sqrt(self.levels.var(ddof=1) * (1 + 1 / k) + within)
+            limit = min(limit, self.levels.mean() + t.ppf(1 - rate, k - 1) * error)
+        return float(np.exp(middle - limit))
 
     def state(self) -> tuple[dict[str, Any], Arrays]:
         """Return ``(config, arrays)``."""
@@ -257,11 +262,11 @@ class TellsNovelty:
         Notes
         -----
         Mahalanobis distance on ten principal components, and on what they leave over, of image features and
-        expression that are not standardised by section. The limit of sections comes from training donors (sections
-        where donors are not known) held out in turn: a usual new section exceeds it in 5 % of cases, as far as log
-        distances of sections are normal. With two or three of them the limit is wide. With a single section it is that
-        of spots, which 1 % of spots in held-out parts exceed, for more than half of the spots; usual differences
-        between slides then look like another tissue.
+        expression that are not standardised by section. Limits come from training donors (sections where donors are
+        not known) held out in turn. The spots' limit is what 1 % of the held-out spots exceed, in each modality. A
+        section is out of distribution when more than half of its spots exceed that, or when its level exceeds what
+        5 % of usual sections do, as far as log distances of sections are normal. With one training section only the
+        first can be said, against its own held-out parts: usual differences between slides look like another tissue.
         """
         keys = {"layer": layer, "library_key": library_key, "spatial_key": spatial_key, "table_key": table_key}
         return self._novelty.apply(self._encoders, self._encode(data, modalities, **keys)[0])[1]
