@@ -104,7 +104,8 @@ def assert_same(before: dict, after: dict) -> None:
 
 def test_new_patient_is_mapped(clf, new):
     prediction = clf.predict(new)
-    assert list(prediction.columns) == ["predicted", "confidence", "abstain", "modalities"]
+    scores = ["predicted", "confidence", "abstain", "modalities"]
+    assert list(prediction.columns) == [*scores, "novelty", "out_of_distribution"]
     assert prediction.index.equals(new.obs_names)
     assert accuracy(prediction, new) > 0.9
     assert set(prediction["modalities"]) == {"gene+image"}

@@ -29,7 +29,7 @@ def overall(scores, metric="macro_f1", arm="gene"):
 
 
 def test_scores_are_those_of_a_hand_made_fit(table):
-    scores = hw.tl.transfer(table, **WAY, model=GENES, n_seeds=1)
+    scores = hw.tl.transfer(table, **WAY, model=GENES, n_seeds=1, nulls=False)
     assert scores[["source", "target"]].drop_duplicates().to_numpy().tolist() == [
         ["section_1, section_2", "section_3"], ["section_3", "section_1, section_2"]]  # fmt: skip
     known = in_sections(table, "section_1", "section_2")
@@ -56,8 +56,9 @@ def test_labels_of_the_target(table):
     labels[known] = np.random.default_rng(0).permutation(labels[known])
     table.obs["region"] = labels
     before = table.copy()
-    few = RegionClassifier(image=None, fusion_options={"heads": "linear"})
-    scores = hw.tl.transfer(table, **WAY, model=few, n_target_labels=(0, 5, 15), n_seeds=2, both_directions=False)
+    few = RegionClassifier(image=None, fusion_options={"heads": "linear", "n_inner": 2})
+    options = {"model": few, "n_seeds": 2, "both_directions": False, "nulls": False}
+    scores = hw.tl.transfer(table, **WAY, **options, n_target_labels=(0, 5, 15))
     found = overall(scores).pivot(index="seed", columns="n_target_labels", values="value")
     assert (found[15] > found[0] + 0.2).all()
     about = overall(scores).set_index(["seed", "n_target_labels"])
@@ -66,7 +67,7 @@ def test_labels_of_the_target(table):
     assert about["n"].iloc[0] == (~known).sum() - np.minimum(15, sizes // 2).sum()
     assert about.loc[0, "n_labelled"].tolist() == [0, 15, int(np.minimum(15, sizes // 2).sum())]
     assert (about["n_train"] == known.sum() + about["n_labelled"]).all()
-    again = hw.tl.transfer(table, **WAY, model=few, n_target_labels=15, n_seeds=2, both_directions=False)
+    again = hw.tl.transfer(table, **WAY, **options, n_target_labels=15)
     np.testing.assert_array_equal(overall(again)["value"], found[15])
     pd.testing.assert_frame_equal(table.obs, before.obs)
     assert set(table.uns["histoweave"]) == set(before.uns["histoweave"])
@@ -87,7 +88,8 @@ def test_regions_of_one_side_are_stated_and_not_scored(table):
     assert scores["only_in_target"].unique().tolist() == ["necrosis"]
     assert scores["only_in_source"].unique().tolist() == ["region_1"]
     assert overall(scores)["n"].item() == (new & (labels != "necrosis")).sum()
-    same = hw.tl.transfer(table, **WAY, model=GENES, n_seeds=1, mapping={"necrosis": "region_1"})
+    mapping = {"necrosis": "region_1", "Region 2": "region_2"}
+    same = hw.tl.transfer(table, **WAY, model=GENES, n_seeds=1, mapping=mapping, nulls=False)
     assert set(same["only_in_target"]) == {""}
 
 
@@ -105,8 +107,9 @@ def test_target_seen_in_training_is_refused(table, cut):
     where = {"source": "section_1", "target": "section_2", "n_seeds": 1, "nulls": False}
     with pytest.raises(ValueError, match="encoder had been fitted on 'section_1'"):
         hw.tl.transfer(cut, **where, model=given)
-    one_way = hw.tl.transfer(cut, **where, model=given, both_directions=False)
-    assert set(one_way["arm"]) == {"image"}
+    one_way = hw.tl.transfer(cut, **where | {"nulls": True}, model=given, both_directions=False)
+    nulls = {"majority", "depth", "coordinates", "neighbour vote"}
+    assert set(one_way["arm"]) == {"image"} | nulls
 
 
 def test_bad_sets(table):

@@ -20,3 +20,4 @@ from ._predict import predict_regions as predict_regions
 from ._probe import probe as probe
 from ._project import project as project
 from ._suggest_labels import suggest_labels as suggest_labels
+from ._transfer import transfer as transfer

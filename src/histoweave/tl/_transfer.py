@@ -18,8 +18,7 @@ from histoweave._validate import listing, require_choice, require_key, require_l
 from histoweave.metrics import per_class
 from histoweave.models import RegionClassifier
 from histoweave.pp._folds import Fold
-from histoweave.tl._cross_validate import ARMS
-from histoweave.tl._fold_runner import FoldRunner
+from histoweave.tl._fold_runner import ARMS, FoldRunner
 from histoweave.tl._label_names import harmonise
 
 if TYPE_CHECKING:
