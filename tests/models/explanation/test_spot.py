@@ -6,11 +6,14 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
 import histoweave as hw
 from histoweave.models.explanation._spot import ImageHead, Spot
 from histoweave.models.fusion import _inner
 from histoweave.models.fusion._heads import ForestHead
+from histoweave.models.image_encoder._backbone import Backbone
+from histoweave.models.image_encoder._module import set_scale
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +56,7 @@ def test_hidden_cell_is_the_change_of_the_table(clf, table):
 def test_hidden_gene_is_the_change_of_the_table(clf, table, genes):
     model, row = clf, 37
     if genes == "masked":
-        options = {"n_latent": 8, "n_hidden": 16, "max_epochs": 3}
+        options = {"n_latent": 8, "max_epochs": 1, "validation_fraction": 0}
         model = hw.models.RegionClassifier(
             image=None, genes="masked", gene_options=options, fusion_options={"heads": "linear"}
         ).fit(table)
@@ -82,17 +85,13 @@ def test_hidden_gene_is_the_change_of_the_table(clf, table, genes):
 
 def test_head_is_the_classifier_s_own_linear_head(table):
     """Differences of logits between two crops are those of the fitted head on their embeddings."""
-    options = {"backbone": "tiny", "max_epochs": 1, "n_components": 8, "batch_size": 64}
-    model = hw.models.RegionClassifier(
-        image="simclr", genes=None, crop_um={"crops": 110, "crops_context": 300}, n_rings=1, image_options=options,
-        fusion_options={"heads": "linear"},
-    ).fit(table)  # fmt: skip
+    crops_keys = ("crops", "crops_context")
+    given = hw.models.ImageEncoder("pretrained", crops_keys=crops_keys, backbone="tiny", n_components=8)
+    given._network = Backbone("tiny", pretrained=False)  # random weights do here
+    model = hw.models.RegionClassifier(image=given.fit(table), genes=None, fusion_options={"heads": "linear"})
+    model.fit(table)
     encoder, head = model._encoders["image"], model._fusion._members["image:linear"]
     crops = table.obsm["crops"][:6]
-    import torch
-
-    from histoweave.models.image_encoder._module import set_scale
-
     network = ImageHead(model, "crops").eval()
     set_scale(network, 0)
     with torch.inference_mode():
