@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 MOST_ROWS = 4000  # that the gain of a label is summed over; more are sampled
+CHUNK = 1000  # rows whose gain is computed at a time, to hold few copies of their distances
 
 
 def uncertainty(p: np.ndarray) -> np.ndarray:
@@ -58,11 +59,12 @@ def choose(
     sample = np.arange(len(X)) if len(X) <= MOST_ROWS else np.sort(rng.choice(len(X), MOST_ROWS, replace=False))
     D = distances(X, sample)
     # without labels every row is as far from one as rows are from each other
-    nearest = D[labelled].min(axis=0) if labelled.any() else np.full(len(sample), D.mean())
-    free, groups = free.copy(), []
+    nearest = D[labelled].min(axis=0) if labelled.any() else np.full(len(sample), D.mean(), dtype=D.dtype)
+    wanted, free, groups = weight[sample].astype(D.dtype), free.copy(), []
     while len(groups) < n and free.any():
         candidates = np.flatnonzero(free)
-        gain = np.maximum(nearest - D[candidates], 0) @ weight[sample]
+        parts = np.array_split(candidates, len(candidates) // CHUNK + 1)
+        gain = np.concatenate([np.maximum(nearest - D[part], 0) @ wanted for part in parts])
         group, near = take(int(candidates[gain.argmax()]), free)
         groups.append(group)
         free &= ~near

@@ -117,6 +117,10 @@ def suggest_labels(
 
     Notes
     -----
+    On sections that played no part in the design, simulated and real, suggested spots taught more than random ones, the
+    more so the fewer labels there were. That was diversity, and it depended on averaging over neighbours; uncertainty
+    added nothing measurable to it, and alone was no better than random (``benchmarks/quality/suggest_labels.py``).
+
     Without ``min_distance``, choosing one by one lowers the distances by at least 63 % of what the best choice does
     (Nemhauser, Wolsey & Fisher 1978, Mathematical Programming 14:265). Facility location for labels to ask for: Wei,
     Iyer & Bilmes (2015), ICML.
@@ -185,7 +189,7 @@ def _around(
 ) -> np.ndarray:
     """Return principal components of what every spot and its neighbours are like, of all representations."""
     blocks = [_domains.smooth_components(v.astype(np.float32), rows_of, rings, N_COMPONENTS) for v in values]
-    return _domains.filled(blocks)
+    return _domains.filled(blocks).astype(np.float32)
 
 
 def _uncertainty(p: pd.DataFrame, rings: Sequence[sp.csr_matrix]) -> np.ndarray:
