@@ -289,6 +289,7 @@ def main() -> None:
         for _ in range(options.repeats):
             for name in names:
                 figures[name].append(child(name, file, str(epochs)))
+                print(f"{name}: {figures[name][-1]['seconds']:.3f} s/epoch", file=sys.stderr)
         raced = options.race_epochs and not options.without_scvi
         rivals = ["scvi", "scvi nb", "masked mse", "masked nb"]
         second = race(file, options.race_epochs, rivals) if raced else []

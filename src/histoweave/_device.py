@@ -92,3 +92,10 @@ def _computes_bfloat16(device: str) -> bool:
     if device.startswith("cuda"):
         return bool(torch.version.hip) or torch.cuda.get_device_properties(device).major >= 8
     return False  # Apple GPUs: float32 until it has been measured there
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Tell whether torch failed for want of memory, on a GPU or on the CPU."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

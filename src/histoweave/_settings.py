@@ -35,6 +35,9 @@ class Settings:
         ``"auto"`` (bfloat16 autocast where the processor has units for it), ``"float32"``, ``"bfloat16"``.
     progress
         Show progress bars.
+    embedding_dir
+        Folder in which to keep what networks find in crops, so that the same network does not look at the same crops
+        twice; ``None`` to keep nothing. It may be deleted at any time.
     """
 
     data_dir: Path = field(default_factory=_default_data_dir)
@@ -42,6 +45,7 @@ class Settings:
     device: str = "auto"
     precision: str = "auto"
     progress: bool = True
+    embedding_dir: str | os.PathLike[str] | None = None
 
 
 settings = Settings()

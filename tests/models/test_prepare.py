@@ -1,15 +1,14 @@
-"""From a section to the light table: crops reused or cut, counts found, groups for the inner folds."""
+"""From a section to the light table: crops reused or cut, counts found."""
 
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 import pytest
 from anndata import AnnData
 
 import histoweave as hw
 from histoweave._validate import HistoweaveWarning
-from histoweave.models._prepare import default_sizes, inner_groups, light_table, masked_labels, recorded_um
+from histoweave.models._prepare import default_sizes, light_table, masked_labels, recorded_um
 
 KEYS = {"layer": None, "library_key": "library_id", "spatial_key": "spatial", "table_key": "table"}
 
@@ -101,43 +100,3 @@ def test_rare_classes_are_named(section):
     with pytest.warns(HistoweaveWarning, match=r"'rare' \(2\)"):
         found = masked_labels(section, "region")
     assert (found == "rare").sum() == 2
-
-
-def spots(n_donors: int, n_sections: int, per_section: int = 64) -> tuple[pd.DataFrame, np.ndarray]:
-    section = np.repeat(np.arange(n_sections), per_section)
-    frame = pd.DataFrame({"library_id": section.astype(str), "donor": (section % n_donors).astype(str)})
-    grid = np.stack(np.meshgrid(np.arange(8), np.arange(8)), -1).reshape(-1, 2) * 100.0
-    return frame, np.tile(grid, (n_sections, 1))
-
-
-def test_groups_are_donors_then_sections_then_blocks_then_rows():
-    frame, xy = spots(3, 6)
-    everything = np.ones(len(frame), dtype=bool)
-    groups, kind = inner_groups(frame, xy, everything)
-    assert kind == "donor"
-    assert (groups == frame["donor"]).all()
-    groups, kind = inner_groups(frame.drop(columns="donor"), xy, everything)
-    assert kind == "section"
-    assert (groups == frame["library_id"]).all()
-    _, kind = inner_groups(frame, xy, (frame["library_id"].isin(["0", "1"])).to_numpy())
-    assert kind == "block"  # two labelled donors in two sections are too few to hold any out
-    groups, kind = inner_groups(frame[["library_id"]], None, frame["library_id"] == "0")
-    assert kind == "row"
-    assert len(set(groups)) == len(frame)
-
-
-def test_blocks_are_compact_and_within_a_section():
-    frame, xy = spots(1, 2)
-    groups, _ = inner_groups(frame, xy, np.ones(len(frame), dtype=bool))
-    assert len(set(groups)) == 32
-    for group in set(groups):
-        here = groups == group
-        assert frame["library_id"][here].nunique() == 1
-        assert np.ptp(xy[here], axis=0).max() <= 100
-
-
-def test_missing_coordinates_are_said():
-    frame, xy = spots(1, 1)
-    xy[3] = np.nan
-    with pytest.raises(ValueError, match="1 rows have NaN or infinite coordinates"):
-        inner_groups(frame, xy, np.ones(len(frame), dtype=bool))

@@ -8,7 +8,7 @@ import pytest
 
 import histoweave as hw
 from histoweave._validate import HistoweaveWarning
-from histoweave.models._prepare import tissue_blocks
+from histoweave.models._inner_groups import tissue_blocks
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from histoweave.models._prepare import tissue_blocks
+from histoweave.models._inner_groups import tissue_blocks
 from histoweave.tl._nulls import N_NEIGHBOURS, permute_blocks, predict_nulls
 
 

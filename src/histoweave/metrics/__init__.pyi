@@ -18,4 +18,5 @@ from ._explanation import perturbation as perturbation
 from ._imputation import imputation as imputation
 from ._mixing import batch_leakage as batch_leakage
 from ._mixing import batch_mixing as batch_mixing
+from ._multilabel import multilabel as multilabel
 from ._retrieval import retrieval as retrieval

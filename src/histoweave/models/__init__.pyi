@@ -6,4 +6,5 @@ from .gene_autoencoder import ScviEncoder as ScviEncoder
 from .image_classifier import ImageClassifier as ImageClassifier
 from .image_encoder import ImageEncoder as ImageEncoder
 from .image_encoder import ImageTraining as ImageTraining
+from .multilabel_classifier import MultiLabelClassifier as MultiLabelClassifier
 from .region_classifier import RegionClassifier as RegionClassifier

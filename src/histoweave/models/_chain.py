@@ -36,9 +36,9 @@ def image_source(image: str | Mapping[str, float] | os.PathLike[str] | ImageEnco
 
 def require_pixels_only(encoder: ImageEncoder) -> None:
     """Raise unless an encoder can be trained within the chain: without labels and without expression."""
-    needs = {name: PRETEXTS[name].needs for name in encoder.pretexts if PRETEXTS[name].needs}
-    if needs or encoder.training.probe:
-        what = ", ".join(f"{name!r} needs {need}" for name, need in needs.items()) or "`probe` needs labels"
+    if encoder.needs or encoder.training.probe:
+        what = f"{encoder.method!r} needs {' and '.join(sorted(encoder.needs))}" if encoder.needs else ""
+        what = what or "`probe` needs labels"
         msg = f"{what}: fit such an `ImageEncoder` on training rows yourself, and pass it as `image=`."
         raise ValueError(msg)
 

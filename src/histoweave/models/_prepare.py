@@ -15,18 +15,14 @@ from histoweave._calibration import CROP_PITCHES, array_pitch_um, um_per_pixel
 from histoweave._record import recorded
 from histoweave._resolve import get_table, has_image, replace_table, section_column, sections
 from histoweave._validate import listing, require_labels, warn
-from histoweave.pp._blocks import cut_blocks, reach_px
 from histoweave.pp._crops import crops
 from histoweave.pp._expression import raw_counts
-from histoweave.pp._folds import require_finite
 from histoweave.pp._graph import nearest_distance
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 LAZY_FROM = 20_000  # rows; below this both scales of crops fit in a laptop's memory
-BLOCKS_PER_SECTION = 16
-APART = 1e9  # between sections, in units of reach: they share no tissue
 
 
 def light_table(
@@ -166,52 +162,3 @@ def masked_labels(table: AnnData, labels_key: str) -> pd.Series:
             + ". Label more of them."
         )
     return labels
-
-
-def inner_groups(spots: pd.DataFrame, xy: np.ndarray | None, labelled: np.ndarray) -> tuple[np.ndarray, str]:
-    """Return the groups that inner folds keep together, and their kind.
-
-    Donors, else sections, where three or more are labelled: what a new patient's section will be like. With
-    fewer, blocks of tissue within the sections. Rows without coordinates (unrelated images) are independent.
-
-    Parameters
-    ----------
-    spots
-        Columns ``library_id`` and, where known, ``donor``.
-    xy
-        Coordinates ``(n, 2)``.
-    labelled
-        Mask of the labelled rows.
-    """
-    for kind, key in (("donor", _keys.DONOR), ("section", _keys.LIBRARY)):
-        if key in spots and spots[key].notna().all() and spots.loc[labelled, key].nunique() >= 3:
-            return spots[key].astype(str).to_numpy(), kind
-    return tissue_blocks(spots[_keys.LIBRARY].to_numpy(), xy), "row" if xy is None else "block"
-
-
-def tissue_blocks(section: np.ndarray, xy: np.ndarray | None) -> np.ndarray:
-    """Return the block of tissue of every row, about 16 a section; without coordinates every row is its own."""
-    if xy is None:
-        return np.arange(len(section)).astype(str)
-    xy = np.asarray(xy, dtype=float)[:, :2]
-    require_finite(xy)
-    groups = np.empty(len(section), dtype=object)
-    for name, rows in pd.Series(range(len(section))).groupby(section.astype(str)).indices.items():
-        side = np.sqrt(max(np.prod(np.ptp(xy[rows], axis=0)), 1e-9) / BLOCKS_PER_SECTION)
-        groups[rows] = [f"{name}/{block}" for block in cut_blocks(xy[rows], side)]
-    return groups
-
-
-def reach_positions(
-    table: AnnData, *, n_rings: int, library_key: str = _keys.LIBRARY, spatial_key: str = _keys.SPATIAL
-) -> np.ndarray:
-    """Return where rows lie ``(n, 3)`` in units of how far their features reach, sections far apart.
-
-    The reach is half of the widest recorded crop plus the rings of neighbours, see :func:`histoweave.pp.split`.
-    """
-    xy = np.asarray(table.obsm[spatial_key], dtype=float)[:, :2]
-    out = np.empty((table.n_obs, 3))
-    for number, (name, rows) in enumerate(sections(table, library_key).items()):
-        reach, _ = reach_px(table, name, xy[rows], n_rings)
-        out[rows, 0], out[rows, 1:] = number * APART, xy[rows] / max(reach, 1e-9)
-    return out

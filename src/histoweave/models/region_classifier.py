@@ -14,8 +14,9 @@ from histoweave._resolve import get_table, sections
 from histoweave._validate import require_choice, require_key, require_number
 from histoweave.models._base import Arrays, Model, prefixed, require_fitted, subset
 from histoweave.models._chain import embed_all, fit_all, image_source, new_encoders, require_pixels_only, with_context
+from histoweave.models._inner_groups import inner_groups
 from histoweave.models._novelty import NoveltyCheck, TellsNovelty
-from histoweave.models._prepare import inner_groups, light_table, masked_labels, reach_positions
+from histoweave.models._prepare import light_table, masked_labels
 from histoweave.models.fusion import FusionClassifier
 from histoweave.models.gene_autoencoder import ENCODERS
 from histoweave.models.image_encoder import ImageEncoder
@@ -175,13 +176,17 @@ class RegionClassifier(TellsNovelty, Model):
         """
         labels = masked_labels(get_table(data, table_key), labels_key)
         keys = {"layer": layer, "library_key": library_key, "spatial_key": spatial_key, "table_key": table_key}
+        return self._fit_fusion(*self._fit_chain(data, **keys), labels)
+
+    def _fit_chain(self, data: AnnData | SpatialData, **keys: Any) -> tuple[AnnData, dict[str, np.ndarray]]:
+        """Cut, fit the encoders, and return the light table and its features."""
         self.classes = None  # not fitted again until all is done
         light, self._sizes = self._light(data, self.crop_um, self.out_px, MODALITIES, **keys)
         self._px = {key: int(light.obsm[key].shape[1]) for key in self._sizes}
         self._located = _keys.SPATIAL in light.obsm
         features = with_context(light, self._fit_encoders(light), self.n_rings)
         self._novelty = NoveltyCheck.fit(self._encoders, light, self.random_state)
-        return self._fit_fusion(light, features, labels)
+        return light, features
 
     def _light(
         self, data: Any, crop_um: Any, out_px: int | Mapping[str, int], modalities: Sequence[str], **keys: Any
@@ -206,11 +211,10 @@ class RegionClassifier(TellsNovelty, Model):
         self, light: AnnData, features: Mapping[str, np.ndarray], labels: pd.Series, memory: dict | None = None
     ) -> Self:
         """Fit the head on the labelled rows of already encoded sections; ``memory`` as for `fit_members`."""
-        groups, self.inner_groups = inner_groups(light.obs, light.obsm.get(_keys.SPATIAL), labels.notna().to_numpy())
-        self._fusion = self._new_fusion()
+        groups = inner_groups(light, labels.notna().to_numpy(), n_rings=self.n_rings)
+        self.inner_groups, self._fusion = groups.kind, self._new_fusion()
         self._fusion._memory = memory
-        positions = reach_positions(light, n_rings=self.n_rings) if self.inner_groups == "block" else None
-        self._fusion.fit(features, labels.to_numpy(), groups=groups, positions=positions)
+        self._fusion.fit(features, labels.to_numpy(), groups=groups.of_row, positions=groups.positions)
         self._fusion._memory = None
         self.classes, self.history = self._fusion.classes, self._fusion.history
         return self

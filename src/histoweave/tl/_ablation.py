@@ -18,7 +18,7 @@ from histoweave._validate import listing, require_choice, require_number, warn
 from histoweave.metrics import corrected_t_test, group_bootstrap, holm
 from histoweave.metrics._comparison import SCORES
 from histoweave.models import RegionClassifier
-from histoweave.models._prepare import inner_groups
+from histoweave.models._inner_groups import kept_together
 from histoweave.tl._ablation_arms import ABLATIONS, Arms
 from histoweave.tl._fold_runner import ARMS, Answer, FoldRunner
 from histoweave.tl._nulls import permute_blocks
@@ -258,7 +258,7 @@ class _Book:
         """Return pooled scores and differences with intervals, one row an arm; ``tested`` rows count."""
         obs = self.runner.light.obs
         spots = obs[[_keys.LIBRARY]].assign(**({_keys.DONOR: obs[donor_key]} if donor_key in obs else {}))
-        groups, kind = inner_groups(spots, self.runner.light.obsm.get(_keys.SPATIAL), tested)
+        groups, kind = kept_together(spots, self.runner.light.obsm.get(_keys.SPATIAL), tested)
         names = np.asarray(self.runner.classes, dtype=object)
         found = group_bootstrap(
             {arm: names[y[tested]] for arm, y in self.truth.items()},

@@ -15,7 +15,7 @@ from histoweave._resolve import get_table, section_column
 from histoweave._settings import track
 from histoweave._validate import require_choice, require_labels, require_number, warn
 from histoweave.metrics._neighbours import METRICS
-from histoweave.models._prepare import tissue_blocks
+from histoweave.models._inner_groups import tissue_blocks
 from histoweave.tl._embeddings import embedding, embedding_keys
 
 if TYPE_CHECKING:

@@ -43,7 +43,8 @@ def image_encoder(
     data
         AnnData or SpatialData object with crops, see :func:`histoweave.pp.crops`.
     method
-        ``"statistics"``: colour and texture statistics in stain space. ``"pretrained"``: a frozen network.
+        ``"statistics"``: colour and texture statistics in stain space; ``"gene_regression"``: these, brought to
+        expression where a table has both. ``"pretrained"``: a frozen network.
         Else a network trained on these crops: without labels (``"simclr"``, ``"vicreg"``, ``"simsiam"``,
         ``"byol"``, ``"inpaint"``, ``"colorize"``), by expression (``"gene_triplet"``, ``"gene_contrast"``), with
         labels (``"triplet"``, ``"supcon"``, ``"supervised"``), or several by their weights.
@@ -88,9 +89,9 @@ def image_encoder(
     embedding = encoder.fit_embed(table, library_key=library_key)
     table.obsm[key_added] = embedding
     params = {"method": method, "crops_key": list(encoder.crops_keys), "n_components": encoder.n_components}
-    if method != "statistics":
+    if encoder.has_network:
         params |= {"backbone": encoder.backbone, "weights": encoder.weights}
-    if encoder.history is not None:
+    if encoder.pretexts:
         params |= {"batch_size": encoder.batch_size} | encoder.training.to_dict()
     record(
         table,

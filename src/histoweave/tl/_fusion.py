@@ -13,7 +13,8 @@ from histoweave._record import recorded
 from histoweave._resolve import section_column, working_copy
 from histoweave._validate import listing, require_key
 from histoweave.models import FusionClassifier
-from histoweave.models._prepare import inner_groups, masked_labels, reach_positions
+from histoweave.models._inner_groups import inner_groups
+from histoweave.models._prepare import masked_labels
 from histoweave.tl._write import write_prediction
 
 if TYPE_CHECKING:
@@ -101,19 +102,14 @@ def fusion_classifier(
     labels = masked_labels(table, labels_key)
     keys = embedding_keys(table, keys)
     features = {name: np.asarray(table.obsm[key]) for name, key in keys.items()}
-    spots = table.obs[[_keys.DONOR]].copy() if _keys.DONOR in table.obs else pd.DataFrame(index=table.obs_names)
-    spots[_keys.LIBRARY] = section_column(table, library_key)
-    xy = table.obsm.get(spatial_key)
-    groups, kind = inner_groups(spots, None if xy is None else np.asarray(xy, dtype=float), labels.notna().to_numpy())
+    # how far the embeddings reach is in the records of crops and neighbourhoods
+    groups = inner_groups(table, labels.notna().to_numpy(), library_key=library_key, spatial_key=spatial_key)
     options = {"decision": decision, "calibration": calibration, "coverage": coverage}
     model = FusionClassifier(method, **options, random_state=random_state)
-    positions = None
-    if kind == "block":  # how far the embeddings reach is in the records of crops and neighbourhoods
-        positions = reach_positions(table, n_rings=0, library_key=library_key, spatial_key=spatial_key)
-    model.fit(features, labels.to_numpy(), groups=groups, positions=positions)
+    model.fit(features, labels.to_numpy(), groups=groups.of_row, positions=groups.positions)
     p, prediction = model._predict(features)
     probability = pd.DataFrame(p, index=table.obs_names, columns=model.classes)
-    seen = sorted({s for key in keys.values() for s in _sections_seen(table, key)} | set(spots[_keys.LIBRARY]))
+    seen = {s for key in keys.values() for s in _sections_seen(table, key)} | set(section_column(table, library_key))
     write_prediction(
         table,
         key_added or labels_key,
@@ -122,8 +118,8 @@ def fusion_classifier(
         "tl.fusion_classifier",
         {"labels_key": labels_key, "method": method, "keys": keys} | options,
         random_state=random_state,
-        sections_seen=seen,
-        inner_groups=kind,
+        sections_seen=sorted(seen),
+        inner_groups=groups.kind,
     )
     if method == "gated":
         weights = model.spot_weights(features).set_index(table.obs_names)

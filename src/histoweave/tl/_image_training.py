@@ -26,7 +26,7 @@ from histoweave.metrics import classification
 from histoweave.models import ImageClassifier, ImageEncoder
 from histoweave.models._prepare import masked_labels
 from histoweave.models.image_encoder._model import FEATURES
-from histoweave.models.image_encoder._pretexts import PRETEXTS
+from histoweave.models.image_encoder._pretexts import PRETEXTS, WITHOUT_NETWORK
 from histoweave.pp._split import Fold, leakage
 from histoweave.tl._fold_runner import chosen_folds
 from histoweave.tl._label_subsets import nested_subset
@@ -143,7 +143,7 @@ def compare_image_training(
     encoder_options = {"crops_keys": crops_key, "backbone": backbone} | dict(encoder_options or {})
     for method in methods:  # wrong arguments are told now, not after the first fits
         encoder = ImageEncoder(**encoder_options | {"method": method})
-        if encoder.training.probe or "labels" in {PRETEXTS[name].needs for name in encoder.pretexts}:
+        if encoder.training.probe or "labels" in encoder.needs:
             msg = f"`methods={method!r}` would see labels that its arms do not; leave out it and `probe`."
             raise ValueError(msg)
     runner = _Runner(
@@ -166,7 +166,7 @@ def _pairs(methods: Sequence[str], arms: Sequence[str]) -> list[tuple[str, str]]
     pairs = [("scratch", "")] if "scratch" in arms else []
     learned = [arm for arm in arms if arm != "scratch"]
     return pairs + [
-        (arm, method) for method in methods for arm in learned if (arm, method) != ("fine_tune", "statistics")
+        (arm, method) for method in methods for arm in learned if arm != "fine_tune" or method not in WITHOUT_NETWORK
     ]
 
 
@@ -279,7 +279,7 @@ class _Runner:
     def _expression(self, options: dict[str, Any], rows: np.ndarray) -> str:
         """Return what tells the expression that a method draws on, empty where it draws on none."""
         encoder = ImageEncoder(**options)
-        if "genes" not in {PRETEXTS[name].needs for name in encoder.pretexts}:
+        if "genes" not in encoder.needs:
             return ""
         return hashlib.sha256(np.asarray(self.table.obsm[encoder.training.genes_key])[rows].tobytes()).hexdigest()
 

@@ -10,7 +10,7 @@ from anndata import AnnData
 from scipy.spatial import cKDTree
 
 from histoweave import _keys
-from histoweave.models._prepare import tissue_blocks
+from histoweave.models._inner_groups import tissue_blocks
 from histoweave.models._sections import SectionScaler
 from histoweave.models.fusion._heads import ForestHead, LinearHead
 

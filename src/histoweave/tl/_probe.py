@@ -17,7 +17,8 @@ from histoweave._settings import track
 from histoweave._validate import listing, require_choice, require_number, warn
 from histoweave.metrics import classification
 from histoweave.metrics._neighbours import nearest, vote
-from histoweave.models._prepare import inner_groups, masked_labels, reach_positions
+from histoweave.models._inner_groups import inner_groups
+from histoweave.models._prepare import masked_labels
 from histoweave.models.fusion._heads import LinearHead
 from histoweave.models.fusion._inner import fit_head, inner_folds
 from histoweave.pp._split import Fold, iter_folds
@@ -162,15 +163,8 @@ def probe(
         drawn = random_features(table, crops_key, layer, library_key=library_key, random_state=seeds[0])
         features |= {name: ("null", values) for name, values in drawn.items()}
     section = section_column(table, library_key)
-    spots = pd.DataFrame({_keys.LIBRARY: section}, index=table.obs_names)
-    if donor_key in table.obs:
-        spots[_keys.DONOR] = table.obs[donor_key].to_numpy()
-    xy = None if spatial_key not in table.obsm else np.asarray(table.obsm[spatial_key], dtype=float)[:, :2]
-    groups, kind = inner_groups(spots, xy, rows)
-    positions = None
-    if kind == "block":
-        positions = reach_positions(table, n_rings=0, library_key=library_key, spatial_key=spatial_key)
-    runner = _Runner(labels, rows, features, probes, groups, positions, nulls=nulls)
+    groups = inner_groups(table, rows, donor_key=donor_key, library_key=library_key, spatial_key=spatial_key)
+    runner = _Runner(labels, rows, features, probes, groups.of_row, groups.positions, nulls=nulls)
     runner.seen = {key: encoder_sections(table, key) for key in keys}
     folds = list(iter_folds(table, **where))
     scores = []

@@ -24,6 +24,29 @@ def test_negative_binomial_is_scipys(case):
     np.testing.assert_allclose(nb_log_prob(x, mu, theta).numpy(), truth, atol=1e-5)
 
 
+def test_large_counts_are_not_looked_up():
+    x = torch.tensor([[0.0, 1.0, 31.0, 32.0, 33.0, 5000.0]], dtype=torch.float64)
+    mu, theta = torch.linspace(0.1, 900, 6, dtype=torch.float64)[None], torch.linspace(0.2, 4, 6, dtype=torch.float64)
+    truth = stats.nbinom.logpmf(x.numpy(), theta.numpy(), (theta / (theta + mu)).numpy())
+    np.testing.assert_allclose(nb_log_prob(x, mu, theta).numpy(), truth, rtol=1e-6, atol=1e-5)
+
+
+def test_gradients_are_those_of_the_formula(case):
+    x, mu, theta, logits = case
+    x = torch.where(torch.arange(7) == 3, x * 20, x)  # some beyond the table
+    leaves = [v.clone().requires_grad_() for v in (mu, theta, logits)]
+
+    def plain(x, mu, theta):
+        kernel = theta * (theta.log() - (theta + mu).log()) + x * (mu.log() - (theta + mu).log())
+        return kernel + torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1)
+
+    weight = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = torch.autograd.grad((plain(x, *leaves[:2]) * weight).sum(), leaves[:2])
+    found = torch.autograd.grad((nb_log_prob(x, *leaves[:2]) * weight).sum(), leaves[:2])
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    assert torch.autograd.gradcheck(lambda *at: zinb_log_prob(x, *at), leaves, atol=1e-4)
+
+
 def test_zero_inflated_is_the_mixture(case):
     x, mu, theta, logits = case
     extra = torch.sigmoid(logits)

@@ -195,7 +195,7 @@ def test_bad_input_is_told(table, encoder):
         ImageClassifier(strategy="fine_tune")
     with pytest.raises(ValueError, match="leave `encoder` out"):
         ImageClassifier(encoder, strategy="scratch")
-    with pytest.raises(ValueError, match="nothing to train"):
+    with pytest.raises(ValueError, match="needs an encoder with a network"):
         ImageClassifier(ImageEncoder(), strategy="fine_tune")
     with pytest.raises(ValueError, match="has no network"):
         _ = ImageClassifier(ImageEncoder()).fit(table).network

@@ -102,10 +102,10 @@ def as_scorer(
     if not isinstance(model, ImageEncoder | ImageClassifier):
         return Scorer(prepared(model.network, device), tuple(str(name) for name in model.classes), crops_key)
     encoder = model if isinstance(model, ImageEncoder) else model.encoder
-    if encoder is not None and encoder.method == "statistics":
+    if encoder is not None and not encoder.has_network:
         msg = (
-            "An encoder with `method='statistics'` has no network whose gradients could be followed. Fit one with "
-            "`method='pretrained'`, `'simclr'` or another that trains a network."
+            f"An encoder with `method={encoder.method!r}` has no network whose gradients could be followed. Fit one "
+            "with `method='pretrained'`, `'simclr'` or another that trains a network."
         )
         raise ValueError(msg)
     if isinstance(model, ImageEncoder):

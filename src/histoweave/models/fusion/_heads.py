@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from histoweave.models._base import Arrays
+from histoweave.models._trees import Trees
 
 
 class LinearHead:
@@ -89,53 +90,26 @@ class ForestHead:
             random_state=seed,
             n_jobs=1,
         ).fit(X, y)
-        trees = [e.tree_ for e in forest.estimators_]
-        start = np.cumsum([0, *(t.node_count for t in trees)])
-        self.roots = start[:-1].astype(np.int32)
-        self.feature = np.concatenate([t.feature for t in trees]).astype(np.int32)
-        self.threshold = np.concatenate([t.threshold for t in trees])
-        children = [np.stack([t.children_left, t.children_right], axis=1) for t in trees]
-        self.children = np.concatenate([np.where(c >= 0, c + s, -1) for c, s in zip(children, start, strict=False)])
-        self.children = self.children.astype(np.int32)
-        leaf = np.concatenate([t.value[:, 0] for t in trees])
-        self.value = np.zeros((len(leaf), n_classes), dtype=np.float32)
-        self.value[:, forest.classes_] = leaf / leaf.sum(axis=1, keepdims=True)
-        self.depth = max(t.max_depth for t in trees)
+        leaf = np.concatenate([e.tree_.value[:, 0] for e in forest.estimators_])
+        value = np.zeros((len(leaf), n_classes), dtype=np.float32)
+        value[:, forest.classes_] = leaf / leaf.sum(axis=1, keepdims=True)
+        self._trees = Trees.of(forest.estimators_, value)
         return self
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
         """Return probabilities ``(n, n_classes)``: the mean over trees of the leaf's class shares."""
-        X = X.astype(np.float32)  # what scikit-learn compares thresholds with
-        total = np.zeros((len(X), self.value.shape[1]))
-        rows = np.arange(len(X))
-        for root in self.roots:
-            node = np.full(len(X), root)
-            for _ in range(self.depth):
-                right = X[rows, np.maximum(self.feature[node], 0)] > self.threshold[node]
-                step = self.children[node, right.astype(np.int8)]
-                if (step < 0).all():
-                    break
-                node = np.where(step < 0, node, step)
-            total += self.value[node]
-        return total / len(self.roots)
+        return self._trees.predict(X)
 
     def state(self) -> tuple[dict[str, Any], Arrays]:
         """Return ``(config, arrays)``."""
-        config = {
-            "kind": self.kind,
-            "n_trees": self.n_trees,
-            "min_leaf": self.min_leaf,
-            "depth": int(self.depth),
-        }
-        return config, {n: getattr(self, n) for n in ("roots", "feature", "threshold", "children", "value")}
+        config = {"kind": self.kind, "n_trees": self.n_trees, "min_leaf": self.min_leaf, "depth": self._trees.depth}
+        return config, self._trees.arrays()
 
     @classmethod
     def from_state(cls, config: dict[str, Any], arrays: Arrays) -> ForestHead:
         """Rebuild from `state`."""
         head = cls(config["n_trees"], config["min_leaf"])
-        head.depth = config["depth"]
-        for name in ("roots", "feature", "threshold", "children", "value"):
-            setattr(head, name, arrays[name])
+        head._trees = Trees(arrays, config["depth"])
         return head
 
 

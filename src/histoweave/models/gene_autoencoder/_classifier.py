@@ -11,11 +11,12 @@ from threadpoolctl import threadpool_limits
 
 from histoweave import _keys
 from histoweave._random import child_seeds
-from histoweave._resolve import get_table, section_column, sections
+from histoweave._resolve import get_table, sections
 from histoweave._settings import track
 from histoweave._validate import require_choice, require_number, warn
 from histoweave.models._base import require_fitted
-from histoweave.models._prepare import inner_groups, masked_labels, reach_positions
+from histoweave.models._inner_groups import inner_groups
+from histoweave.models._prepare import masked_labels
 from histoweave.models.fusion._heads import LinearHead
 from histoweave.models.fusion._inner import LINEAR_C, apart, balanced_log_loss, fit_head, inner_folds
 from histoweave.models.gene_autoencoder._classified import ENCODERS, Classified, parts
@@ -143,6 +144,7 @@ class GeneClassifier(Classified):
         labels_key: str = _keys.REGION,
         layer: str | None = None,
         library_key: str = _keys.LIBRARY,
+        donor_key: str = _keys.DONOR,
         spatial_key: str = _keys.SPATIAL,
         table_key: str = _keys.TABLE,
     ) -> Self:
@@ -156,8 +158,8 @@ class GeneClassifier(Classified):
             Labels in ``obs``; missing for unlabelled rows.
         layer
             Layer of the raw counts. Default: ``layers["counts"]`` where it exists, else ``X``.
-        library_key
-            Column of ``obs`` that names the section.
+        library_key, donor_key
+            Columns of ``obs`` that name the section and, where known, the donor.
         spatial_key
             ``obsm`` key of the coordinates.
         table_key
@@ -184,20 +186,12 @@ class GeneClassifier(Classified):
             msg = f"At least 2 classes need labelled rows with counts, found {len(classes)}."
             raise ValueError(msg)
         codes = pd.Categorical(labels, categories=classes).codes.astype(np.int64)
-        section = section_column(table, library_key)
-        spots = table.obs[[_keys.DONOR]].copy() if _keys.DONOR in table.obs else pd.DataFrame(index=table.obs_names)
-        spots[_keys.LIBRARY] = section
-        xy = table.obsm.get(spatial_key)
-        groups, self.inner_groups = inner_groups(
-            spots, None if xy is None else np.asarray(xy, dtype=float), labels.notna().to_numpy()
-        )
-        positions = None
-        if self.inner_groups == "block":
-            positions = reach_positions(table, n_rings=self.n_rings, library_key=library_key, spatial_key=spatial_key)
-            positions = positions[labelled]
+        where = {"library_key": library_key, "donor_key": donor_key, "spatial_key": spatial_key}
+        groups = inner_groups(table, labels.notna().to_numpy(), n_rings=self.n_rings, **where)
+        self.inner_groups = groups.kind
+        positions = None if groups.positions is None else groups.positions[labelled]
         fold_seed, *seeds = child_seeds(self.random_state, 3)
-        groups = pd.factorize(groups[labelled])[0]
-        fold = inner_folds(codes[labelled], groups, self.n_inner, fold_seed)
+        fold = inner_folds(codes[labelled], pd.factorize(groups.of_row[labelled])[0], self.n_inner, fold_seed)
         self._learn(views, labelled, codes, len(classes), fold, positions, seeds)
         self.sections_labelled = [name for name, rows in sections(table, library_key).items()
                                   if np.isin(rows, labelled).any()]  # fmt: skip

@@ -54,8 +54,8 @@ def starting_encoder(
         msg = "`strategy='scratch'` starts from random weights: leave `encoder` out, and name a `backbone`."
         raise ValueError(msg)
     found = deepcopy(encoder) if isinstance(encoder, ImageEncoder) else ImageEncoder.load(encoder)
-    if strategy == "fine_tune" and found.method == "statistics":
-        msg = "`strategy='fine_tune'` needs an encoder with a network; `method='statistics'` has nothing to train."
+    if strategy == "fine_tune" and not found.has_network:
+        msg = f"`strategy='fine_tune'` needs an encoder with a network; `method={found.method!r}` has none."
         raise ValueError(msg)
     found.device = found.device if device == "auto" else device
     found.precision = found.precision if precision == "auto" else precision

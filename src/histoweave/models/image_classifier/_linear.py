@@ -9,11 +9,9 @@ import pandas as pd
 from anndata import AnnData
 from threadpoolctl import threadpool_limits
 
-from histoweave import _keys
 from histoweave._random import child_seeds
-from histoweave._resolve import section_column
 from histoweave.metrics import classification
-from histoweave.models._prepare import inner_groups, reach_positions
+from histoweave.models._inner_groups import inner_groups
 from histoweave.models.fusion._heads import LinearHead
 from histoweave.models.fusion._inner import fit_head, inner_folds
 
@@ -50,19 +48,14 @@ def fit_linear(
     labelled = pd.notna(labels)
     rows = np.flatnonzero(labelled)
     names, y = np.unique(labels[rows].astype(str), return_inverse=True)
-    spots = pd.DataFrame({_keys.LIBRARY: section_column(table, library_key)})
-    if donor_key in table.obs:
-        spots[_keys.DONOR] = table.obs[donor_key].to_numpy()
-    xy = np.asarray(table.obsm[spatial_key], dtype=float)[:, :2] if spatial_key in table.obsm else None
-    groups, kind = inner_groups(spots, xy, labelled)
-    positions = None
-    if kind == "block":
-        positions = reach_positions(table, n_rings=n_rings, library_key=library_key, spatial_key=spatial_key)[rows]
+    keys = {"library_key": library_key, "donor_key": donor_key, "spatial_key": spatial_key}
+    groups = inner_groups(table, labelled, n_rings=n_rings, **keys)
+    positions = None if groups.positions is None else groups.positions[rows]
     fold_seed, seed = child_seeds(random_state, 2)
-    fold = inner_folds(y, groups[rows], N_INNER, fold_seed)
+    fold = inner_folds(y, groups.of_row[rows], N_INNER, fold_seed)
     with threadpool_limits(1):  # fits this small only lose by threads
         head, p = fit_head([LinearHead(c) for c in STRENGTHS], X[rows], y, len(names), fold, seed, positions)
     scored = ~np.isnan(p[:, 0])
     truth, guess = names[y[scored]], names[p[scored].argmax(axis=1)]
     scores = classification(truth, guess, p[scored], classes=list(names)) if scored.any() else {"n": 0.0}
-    return head, [{"C": head.C, "inner_groups": kind, **scores}]
+    return head, [{"C": head.C, "inner_groups": groups.kind, **scores}]

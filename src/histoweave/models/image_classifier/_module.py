@@ -56,8 +56,8 @@ def logit_network(encoder: ImageEncoder, head: LinearHead, scale: int, n_blocks:
     scale
         Number of the scale among the encoder's.
     """
-    if encoder.method == "statistics":
-        msg = "An encoder with `method='statistics'` has no network. Use a pretrained or trained one."
+    if not encoder.has_network:
+        msg = f"An encoder with `method={encoder.method!r}` has no network. Use a pretrained or trained one."
         raise ValueError(msg)
     weight, bias = collapse(head, encoder._map, n_blocks)
     network, scaler = deepcopy(encoder._network).cpu(), encoder._scaler

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from anndata import AnnData
 
+from histoweave._device import out_of_memory
 from histoweave._random import torch_seed
 from histoweave._validate import warn
 from histoweave.loaders import CropEpochs
@@ -78,7 +79,7 @@ def fit_network(
             plan = Plan(method, options, precision, random_state, relations, probe)
             return network, train(network, epochs, plan, device=device)
         except RuntimeError as error:
-            if not _out_of_memory(error) or batch_size // 2 < SMALLEST:
+            if not out_of_memory(error) or batch_size // 2 < SMALLEST:
                 raise
         batch_size //= 2
         del network, probe, plan, epochs
@@ -123,7 +124,3 @@ def _network(name: str, weights: str | None, n_scales: int, random_state: int) -
     if n_scales > 1:
         network.add_scale_token(n_scales)
     return network
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -14,14 +14,16 @@ from histoweave import _keys
 from histoweave._device import resolve_device, resolve_precision
 from histoweave._resolve import get_table, sections
 from histoweave._validate import listing, require_number
-from histoweave.loaders import crop_batches, require_crops
+from histoweave.loaders import require_crops
 from histoweave.models._base import Arrays, Model, prefixed, require_fitted, subset
 from histoweave.models._pca import LinearMap
 from histoweave.models._sections import SectionScaler
 from histoweave.models.image_encoder._backbone import Backbone, load_backbone
+from histoweave.models.image_encoder._describe import describe
+from histoweave.models.image_encoder._expression import ExpressionGuide, fit_guide
 from histoweave.models.image_encoder._module import set_scale
 from histoweave.models.image_encoder._options import ImageTraining
-from histoweave.models.image_encoder._pretexts import pretext_weights
+from histoweave.models.image_encoder._pretexts import GUIDED, PRETEXTS, WITHOUT_NETWORK, pretext_weights
 from histoweave.models.image_encoder._statistics import crop_statistics
 
 if TYPE_CHECKING:
@@ -40,7 +42,9 @@ class ImageEncoder(Model):
     ----------
     method
         ``"statistics"``: colour and texture statistics in stain space (72 numbers a crop and scale), nothing
-        to train. ``"pretrained"``: a frozen network from timm, or from local weights.
+        to train. ``"pretrained"``: a frozen network from timm, or from local weights. ``"gene_regression"``: trees
+        that bring the statistics to expression, learned on rows that have both, from then on for pictures alone;
+        :attr:`history` says how well expression is predicted in tissue that was held out.
 
         The others train a network on the crops. Without labels: ``"simclr"``, ``"vicreg"``, ``"simsiam"`` and
         ``"byol"`` make two views of a crop agree, ``"inpaint"`` draws a hidden part of it, ``"colorize"`` its
@@ -111,12 +115,25 @@ class ImageEncoder(Model):
         require_number(random_state, argument="random_state", at_least=0, integer=True)
         self.crops_keys = (crops_keys,) if isinstance(crops_keys, str) else tuple(crops_keys)
         self.backbone, self.weights = backbone, None if weights is None else str(weights)
-        self.n_components = n_components if n_components or method == "statistics" else 64
+        self.n_components = n_components if n_components or not self.has_network else 64
         self.batch_size, self.device, self.precision = int(batch_size), device, precision
         self.random_state = int(random_state)
         self.sections_seen: list[str] | None = None
         self.history: pd.DataFrame | None = None
         self._network: Backbone | None = None
+        self._map: LinearMap | None = None
+        self._guide: ExpressionGuide | None = None
+
+    @property
+    def has_network(self) -> bool:
+        """Whether a network looks at the crops."""
+        return self.method not in WITHOUT_NETWORK
+
+    @property
+    def needs(self) -> set[str]:
+        """What fitting needs beside the crops: ``"labels"``, ``"genes"``, both or nothing."""
+        found = {PRETEXTS[name].needs for name in self.pretexts} | ({"genes"} if self.method == GUIDED else set())
+        return {need for need in found if need}
 
     def fit(
         self, data: AnnData | SpatialData, *, library_key: str = _keys.LIBRARY, table_key: str = _keys.TABLE
@@ -160,6 +177,11 @@ class ImageEncoder(Model):
         raw = self.features(table)
         self._scaler, self._map = SectionScaler().fit(raw), None
         values = self._scaler.transform(raw, rows_of)
+        if self.method == GUIDED:
+            how = {"genes_key": self.training.genes_key, "random_state": self.random_state}
+            self._guide = fit_guide(values, table, rows_of, **how)
+            self.history = self._guide.history
+            values = self._guide.apply(values, rows_of)
         if self.n_components is not None:
             self._map = LinearMap.principal(values, self.n_components, self.random_state)
             values = self._map.apply(values)
@@ -185,7 +207,10 @@ class ImageEncoder(Model):
                 f"use the same crops, {listing(self.crops_keys)}."
             )
             raise ValueError(msg)
-        scaled = self._scaler.transform(raw, sections(table, library_key))
+        rows_of = sections(table, library_key)
+        scaled = self._scaler.transform(raw, rows_of)
+        if self._guide is not None:
+            scaled = self._guide.apply(scaled, rows_of)
         return scaled if self._map is None else self._map.apply(scaled)
 
     def features_as_in(self, raw: np.ndarray, section: np.ndarray) -> np.ndarray:
@@ -253,21 +278,13 @@ class ImageEncoder(Model):
         self.history = pd.DataFrame(history)
 
     def _describe(self, crops: Any, available: np.ndarray, key: str) -> np.ndarray:
-        device = torch.device(resolve_device(self.device))
-        describe = crop_statistics
-        if self.method != "statistics":
-            describe = self._network.to(device, memory_format=torch.channels_last).eval()
-            set_scale(describe, self.crops_keys.index(key))
-        low = self.method != "statistics" and resolve_precision(self.precision, str(device)) == "bfloat16"
-        out = None
-        batches = crop_batches(crops, np.flatnonzero(available), batch_size=self.batch_size, description=f"embed {key}")
-        for rows, batch in batches:
-            with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=low):
-                values = describe(batch.to(device)).float().cpu().numpy()
-            if out is None:
-                out = np.full((len(available), values.shape[1]), np.nan, dtype=np.float32)
-            out[rows] = values
-        return out
+        device = resolve_device(self.device)
+        how = {"device": device, "batch_size": self.batch_size, "description": f"embed {key}"}
+        if not self.has_network:
+            return describe(crops, available, crop_statistics, **how)
+        network = self._network.to(device, memory_format=torch.channels_last).eval()
+        set_scale(network, self.crops_keys.index(key))
+        return describe(crops, available, network, precision=resolve_precision(self.precision, device), **how)
 
     def _state(self) -> tuple[dict[str, Any], Arrays]:
         require_fitted(self, "sections_seen")
@@ -277,7 +294,10 @@ class ImageEncoder(Model):
         arrays: Arrays = {"scaler.mean": self._scaler.mean, "scaler.sd": self._scaler.sd}
         if self._map is not None:
             arrays |= prefixed("map", self._map.arrays())
-        if self.method != "statistics":
+        if self._guide is not None:
+            config["guide"], values = self._guide.state()
+            arrays |= prefixed("guide", values)
+        if self.has_network:
             arrays |= prefixed("network", {k: v.cpu().numpy() for k, v in self._network.network.state_dict().items()})
         return config, arrays
 
@@ -291,7 +311,9 @@ class ImageEncoder(Model):
         model._scaler.mean, model._scaler.sd = arrays["scaler.mean"], arrays["scaler.sd"]
         reduced = subset("map", arrays)
         model._map, model.n_components = LinearMap.from_arrays(reduced) if reduced else None, config["n_components"]
-        if model.method != "statistics":
+        if "guide" in config:
+            model._guide = ExpressionGuide.from_state(config["guide"], subset("guide", arrays))
+        if model.has_network:
             model._network = Backbone(model.backbone, pretrained=False)
             if model.training.scale_token and len(model.crops_keys) > 1:
                 model._network.add_scale_token(len(model.crops_keys))
@@ -300,7 +322,7 @@ class ImageEncoder(Model):
         return model
 
     def _card(self) -> list[str]:
-        network = f" ({self.backbone})" if self.method != "statistics" else ""
+        network = f" ({self.backbone})" if self.has_network else ""
         return [
             f"- image encoder: {self.method}{network} on {', '.join(self.crops_keys)}",
             f"- sections seen: {', '.join(self.sections_seen)}",

@@ -25,7 +25,9 @@ from histoweave.models.image_encoder._module import Decoder, head
 from histoweave.models.image_encoder._options import ImageTraining
 from histoweave.models.image_encoder._relations import Relation
 
-UNTRAINED = ("statistics", "pretrained")
+GUIDED = "gene_regression"  # statistics, brought to expression by trees
+WITHOUT_NETWORK = ("statistics", GUIDED)
+UNTRAINED = (*WITHOUT_NETWORK, "pretrained")
 CELLS = 16  # side of the coarse pictures that decoders draw
 
 
