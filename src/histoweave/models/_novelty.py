@@ -17,8 +17,8 @@ from histoweave._random import rng
 from histoweave._resolve import sections
 from histoweave._validate import warn
 from histoweave.models._base import Arrays, prefixed, subset
-from histoweave.models._pca import LinearMap
 from histoweave.models._inner_groups import tissue_blocks
+from histoweave.models._pca import LinearMap
 from histoweave.models.image_encoder._model import FEATURES
 
 if TYPE_CHECKING:
