@@ -143,6 +143,7 @@ def image_score(_designed):
     return scores["macro_f1"].item()
 
 
+@pytest.mark.slow
 def test_without_self_supervision_there_are_statistics(designed, image_score):
     options = {"backbone": "tiny", "max_epochs": 1, "n_components": 6, "batch_size": 200, "precision": "float32"}
     model = RegionClassifier(image="simclr", image_options=options, fusion_options=QUICK)
@@ -152,6 +153,7 @@ def test_without_self_supervision_there_are_statistics(designed, image_score):
     assert scores["image"] != pytest.approx(image_score)
 
 
+@pytest.mark.slow
 def test_stain_normalised_and_as_scanned(designed, image_score):
     options = {"model": MODEL, "ablate": ["stain"], "stain": "reinhard"} | ONE
     before = hw.tl.ablation(designed, **options).set_index("arm")["macro_f1"]
