@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 N_COMPONENTS = 10
 MAX_ROWS = 3000  # eleven directions of a sample this large have settled
 SPOT_RATE = 0.01  # of spots like the training sections', this share is called novel, in each modality
-SECTION_RATE = 0.05  # and of sections, this share, in all modalities together
+SECTION_RATE = 0.02  # and of sections, in all modalities together, if log distances of sections were normal
 LEAST_GENES = 0.5  # a table with a smaller share of the model's genes was measured in another way
 N_PARTS = 4  # of a single section
 MAX_FOLDS = 12  # more parts than this are held out several at a time
@@ -265,8 +265,9 @@ class TellsNovelty:
         expression that are not standardised by section. Limits come from training donors (sections where donors are
         not known) held out in turn. The spots' limit is what 1 % of the held-out spots exceed, in each modality. A
         section is out of distribution when more than half of its spots exceed that, or when its level exceeds what
-        5 % of usual sections do, as far as log distances of sections are normal. With one training section only the
-        first can be said, against its own held-out parts: usual differences between slides look like another tissue.
+        2 % of usual sections would if log distances were normal; these are skew, and up to 5 % do. With one training
+        section only the first can be said, against its own held-out parts: usual differences between slides may look
+        like another tissue.
         """
         keys = {"layer": layer, "library_key": library_key, "spatial_key": spatial_key, "table_key": table_key}
         return self._novelty.apply(self._encoders, self._encode(data, modalities, **keys)[0])[1]
