@@ -2,7 +2,7 @@
 
 `RegionClassifier` is fitted on simulated sections of as many donors, which differ in stain and batch as sections do
 by default; then every kind of section is shown to it. `usual` is drawn like the training sections and should be
-flagged in 5 % of cases at most.
+flagged in 5 % of cases at most (the limit itself is set at 2 %).
 
     python benchmarks/quality/novelty.py [--seeds 4] [--train 1 2 3 6 12]
 """
