@@ -331,8 +331,7 @@ class RegionClassifier(TellsNovelty, Model):
         model._sizes, model._px, model._located = config["sizes_um"], config["sizes_px"], config["located"]
         model.sections_seen, model.inner_groups = config["sections_seen"], config["inner_groups"]
         model._novelty = NoveltyCheck.from_state(config["novelty"], subset("novelty", arrays))
-        model._fusion = parts.pop("fusion")
-        model._encoders = parts
+        model._fusion, model._encoders = parts.pop("fusion"), parts
         model.classes, model.history = model._fusion.classes, model._fusion.history
         return model
 
