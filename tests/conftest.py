@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core: more threads would only wait for each other
@@ -22,6 +23,16 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"real research data is not at {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def few_trees() -> Iterator[None]:
+    """Small forests, for modules in which nothing depends on how many trees there are, and time does."""
+    from histoweave.models.fusion._heads import ForestHead
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ForestHead.__init__, "__defaults__", (20, 2))
+        yield
 
 
 @pytest.fixture(scope="session")

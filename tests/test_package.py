@@ -110,7 +110,7 @@ def test_signature_has_the_common_shape(name):
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_examples_in_docstrings_run(name, tmp_path, monkeypatch, capsys):
+def test_examples_in_docstrings_run(name, few_trees, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hw.settings, "progress", False)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)

@@ -8,6 +8,7 @@ import pytest
 import histoweave as hw
 from histoweave._validate import HistoweaveWarning
 from histoweave.models._chain import embed_all, with_context
+from histoweave.models.image_encoder._model import FEATURES
 
 
 @pytest.fixture
@@ -20,10 +21,11 @@ def fitted(section):
 def test_embeds_what_is_there(fitted):
     section, encoders = fitted
     both = embed_all(encoders, section, ["crops"])
+    assert np.array_equal(section.obsm[FEATURES], encoders["image"].features(section))
     assert np.array_equal(both["image"], encoders["image"].embed(section))
     assert np.array_equal(both["gene"], encoders["gene"].embed(section))
     assert set(embed_all(encoders, section[:, :0].copy(), ["crops"])) == {"image"}
-    del section.obsm["crops"]
+    del section.obsm["crops"], section.obsm[FEATURES]
     assert set(embed_all(encoders, section, ["crops"])) == {"gene"}
 
 
@@ -32,7 +34,7 @@ def test_foreign_genes_are_left_out_beside_an_image_and_refused_without(fitted):
     section.var_names = [f"other{i}" for i in range(section.n_vars)]
     with pytest.warns(HistoweaveWarning, match="only 0%"):
         assert set(embed_all(encoders, section, ["crops"])) == {"image"}
-    del section.obsm["crops"]
+    del section.obsm["crops"], section.obsm[FEATURES]
     with pytest.raises(ValueError, match="0 of the model's"):
         embed_all(encoders, section, ["crops"])
     with pytest.raises(ValueError, match="nothing that this model was fitted on"):

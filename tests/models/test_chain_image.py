@@ -11,6 +11,8 @@ import histoweave as hw
 from histoweave._random import child_seeds
 from histoweave.models import ImageEncoder, RegionClassifier
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 OPTIONS = {"backbone": "tiny", "max_epochs": 1, "n_components": 6, "batch_size": 100, "precision": "float32"}
 TRAINED = {"image": "simclr", "genes": None, "image_options": OPTIONS}
 

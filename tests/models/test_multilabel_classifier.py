@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -13,17 +12,8 @@ import scipy.sparse as sp
 import histoweave as hw
 from histoweave._validate import HistoweaveWarning
 from histoweave.models import MultiLabelClassifier, RegionClassifier
-from histoweave.models.fusion import _inner
-from histoweave.models.fusion._heads import ForestHead
 
-FINDINGS = ["first", "early", "never"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_trees():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_inner, "ForestHead", partial(ForestHead, 25))
-        yield
+pytestmark = pytest.mark.usefixtures("few_trees")
 
 
 @pytest.fixture(scope="module")

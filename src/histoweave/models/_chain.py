@@ -95,11 +95,12 @@ def fit_all(encoders: Mapping[str, Any], light: AnnData) -> dict[str, np.ndarray
 def embed_all(encoders: Mapping[str, Any], light: AnnData, crops_keys: Iterable[str]) -> dict[str, np.ndarray]:
     """Return the embedding of every fitted modality that the table has; rows of NaN lack it.
 
-    Counts with too few of the model's genes are left out, with a warning, where there is an image.
+    Counts with too few of the model's genes are left out, with a warning, where there is an image. What is found in
+    the crops before standardisation stays in ``obsm[FEATURES]``: one pass over the pixels serves all who need it.
     """
     found = {}
     if "image" in encoders and (FEATURES in light.obsm or all(key in light.obsm for key in crops_keys)):
-        light.obsm[FEATURES] = encoders["image"].features(light)  # one pass over the pixels for all who need them
+        light.obsm[FEATURES] = encoders["image"].features(light)
         found["image"] = encoders["image"].embed(light)
     if "gene" in encoders and light.n_vars:
         share = encoders["gene"].overlap(light)

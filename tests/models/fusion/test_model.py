@@ -12,6 +12,7 @@ import histoweave as hw
 from histoweave._validate import HistoweaveWarning
 from histoweave.metrics import expected_calibration_error
 from histoweave.models import FusionClassifier
+from histoweave.models.fusion._heads import ForestHead
 
 NAMES = np.array(["dermis", "fat", "tumour"], dtype=object)
 
@@ -126,7 +127,8 @@ def test_unlabelled_rows_change_nothing(fitted):
     np.testing.assert_array_equal(clf.predict_proba(blocks), fitted.predict_proba(blocks))
 
 
-def test_same_seed_same_result_other_seed_other_trees():
+def test_same_seed_same_result_other_seed_other_trees(monkeypatch):
+    monkeypatch.setattr(ForestHead.__init__, "__defaults__", (20, 2))
     blocks, y, groups = simulate(90)
     p = [
         FusionClassifier(heads=("forest",), random_state=s).fit(blocks, y, groups=groups).predict_proba(blocks)
@@ -273,7 +275,8 @@ def test_weights_of_concat_are_refused():
 
 
 @pytest.mark.parametrize("method", ["stack", "concat", "gated"])
-def test_loaded_is_the_same_to_the_last_bit(method, tmp_path):
+def test_loaded_is_the_same_to_the_last_bit(method, tmp_path, monkeypatch):
+    monkeypatch.setattr(ForestHead.__init__, "__defaults__", (20, 2))
     blocks, y, groups = simulate(120)
     clf = FusionClassifier(method, coverage=0.8).fit(blocks, y, groups=groups)
     again = hw.models.FusionClassifier.load(clf.save(tmp_path / "model"))
