@@ -38,10 +38,6 @@ class MultiLabelClassifier(Model):
     ----------
     findings
         Names of the findings, in the order of the columns of predictions.
-    sections_seen
-        Sections whose pixels or counts were seen in ``fit``, labelled or not.
-    history
-        Scores on inner folds per finding and subset of modalities (a DataFrame).
 
     Examples
     --------
@@ -60,13 +56,13 @@ class MultiLabelClassifier(Model):
 
     @property
     def sections_seen(self) -> list[str]:
-        """Sections whose pixels or counts were seen in ``fit``."""
+        """Sections whose pixels or counts were seen in ``fit``, labelled or not."""
         require_fitted(self, "findings")
         return self.chain.sections_seen
 
     @property
     def history(self) -> pd.DataFrame:
-        """Scores on inner folds per finding and subset of modalities."""
+        """Scores on inner folds per finding and subset of modalities (a DataFrame)."""
         require_fitted(self, "findings")
         parts = {name: model.history for name, model in self._fusion.items()}
         return pd.concat(parts, names=["finding"]).reset_index(level=0).reset_index(drop=True)
