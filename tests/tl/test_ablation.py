@@ -221,3 +221,15 @@ def test_bad_input_is_told(designed):
     del designed.obs["fold"]
     with pytest.raises(KeyError, match="hw.pp.split"):
         hw.tl.ablation(designed, model=GENES, reference="gene")
+
+
+def test_an_encoder_guided_by_expression_is_set_against_statistics_and_keeps_its_scales(designed):
+    hw.tl.gene_encoder(designed, n_components=5)
+    seen = designed[designed.obs["fold"] == "0"].copy()
+    given = hw.models.ImageEncoder("gene_regression", crops_keys=("crops", "crops_context")).fit(seen)
+    model = RegionClassifier(image=given, genes=None, fusion_options=QUICK)
+    found = hw.tl.ablation(
+        designed, model=model, folds=["1"], seeds=(0,), nulls=False, arms=["image"], reference="image", n_resamples=20,
+        ablate=["self-supervision", "scales"], allow_leakage=True,
+    )  # fmt: skip
+    assert found["arm"].tolist() == ["image", "image, no self-supervision"]

@@ -15,6 +15,7 @@ from histoweave._resolve import get_table, has_image, replace_table, sections
 from histoweave._validate import listing, warn
 from histoweave.models._prepare import light_table
 from histoweave.models.image_encoder import ImageEncoder
+from histoweave.models.image_encoder._pretexts import GUIDED
 from histoweave.pp._stain import stain_normalize
 from histoweave.tl._fold_embeddings import without
 from histoweave.tl._fold_runner import ARMS, Answer, FoldRunner
@@ -123,13 +124,14 @@ def _image_variants(
     runner: FoldRunner, data: AnnData | SpatialData, ablate: Sequence[str], stain: str, table_key: str
 ) -> list[Variant]:
     variants, image = [], runner.model.image
+    guided = isinstance(image, ImageEncoder) and image.method == GUIDED  # on all scales at once, with expression
     trained = image.pretexts if isinstance(image, ImageEncoder) else image not in ("statistics", "pretrained")
-    if "self-supervision" in ablate and trained:
+    if "self-supervision" in ablate and (trained or guided):
         plain = runner.twin(image="statistics", image_options={}, genes=None)
         variants.append(Variant("no self-supervision", image=plain))
     if "stain" in ablate:
         variants += _stain_variant(runner, data, stain, table_key)
-    if "scales" in ablate and len(runner.sizes) > 1:
+    if "scales" in ablate and len(runner.sizes) > 1 and not guided:
         variants += [Variant(f"{key} only", image=runner, crops_key=key) for key in runner.sizes]
     return variants
 
