@@ -109,6 +109,8 @@ def _under_map(crop: np.ndarray, values: np.ndarray, top: float, cmap: str, alph
 def _bars(ax: Axes, names: pd.Series, lengths: pd.Series, label: str) -> None:
     places, values = np.arange(len(names)), lengths.to_numpy(dtype=float)
     ax.barh(places, values, color=np.where(values >= 0, FOR, AGAINST), height=0.7)
+    ax.locator_params(axis="x", nbins=3)
+    ax.xaxis.set_major_formatter("{x:g}")  # no power of ten beside the label
     ax.axvline(0, color="#444444", lw=0.8)
     ax.set_yticks(places, names, fontsize=8)
     ax.set(ylim=(max(len(names), 1) - 0.4, -0.6))

@@ -136,4 +136,4 @@ def _bars(ax: Axes, result: pd.DataFrame, modalities: list[str], label: str) -> 
     ax.set(ylim=(len(regions) - 0.4, -0.6), xlabel=f"contribution to the {label}")
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.tick_params(axis="y", length=0)
-    ax.legend(frameon=False, fontsize=9)
+    ax.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(modalities))
