@@ -44,7 +44,7 @@ class _NegativeBinomial(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
-        total = (mu + theta).add_(EPS)
+        total = mu + (theta + EPS)
         log_total = total.log()
         k = torch.arange(TABLE, device=x.device, dtype=theta.dtype)[:, None]
         at = x.clamp(max=TABLE).long()
@@ -53,23 +53,27 @@ class _NegativeBinomial(torch.autograd.Function):
         if len(large[0]):
             count, own = x[large], theta[large[1]]
             found[large] = torch.lgamma(count + own) - torch.lgamma(own) - torch.lgamma(count + 1)
-        found += theta * (theta + EPS).log() + x * (mu + EPS).log() - (x + theta) * log_total
-        ctx.save_for_backward(x, mu, theta, total, log_total, at)
+        found += theta * (theta + EPS).log()
+        found.addcmul_(x, (mu + EPS).log_()).addcmul_(x + theta, log_total, value=-1)
+        ctx.save_for_backward(x, mu, theta, total, log_total, at, *large)
         return found
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor]:
-        x, mu, theta, total, log_total, at = ctx.saved_tensors
-        share = (x + theta) / total
+        x, mu, theta, total, log_total, at, *large = ctx.saved_tensors
+        share = (x + theta).div_(total)
         k = torch.arange(TABLE, device=x.device, dtype=theta.dtype)[:, None]
         by_theta = _first_terms(1 / (theta + k)).gather(0, at)
-        large = torch.nonzero(x > TABLE, as_tuple=True)
         if len(large[0]):
-            own = theta[large[1]]
-            by_theta[large] = torch.digamma(x[large] + own) - torch.digamma(own)
-        by_theta += (theta + EPS).log() + theta / (theta + EPS) - log_total - share
-        return None, grad * (x / (mu + EPS) - share), (grad * by_theta).sum(dim=0)
+            at_large = tuple(large)
+            own = theta[at_large[1]]
+            by_theta[at_large] = torch.digamma(x[at_large] + own) - torch.digamma(own)
+        by_theta -= log_total
+        by_theta -= share
+        constant = (theta + EPS).log() + theta / (theta + EPS)
+        by_mu = (x / (mu + EPS)).sub_(share).mul_(grad)
+        return None, by_mu, by_theta.mul_(grad).sum(dim=0) + constant * grad.sum(dim=0)
 
 
 def _first_terms(terms: Tensor) -> Tensor:
@@ -91,6 +95,14 @@ def zinb_log_prob(x: Tensor, mu: Tensor, theta: Tensor, logits: Tensor) -> Tenso
     zero_by_chance = theta * (torch.log(theta + EPS) - torch.log(theta + mu + EPS))
     zero = not_extra + F.softplus(zero_by_chance - logits) + logits
     return torch.where(x < EPS, zero, not_extra + nb_log_prob(x, mu, theta))
+
+
+def masked_squared_error(value: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean squared error where ``mask`` is True."""
+    hidden = mask.to(value.dtype)
+    # where nothing is masked, the value is its own target: choosing by a random mask is slower than arithmetic
+    error = F.mse_loss(value, torch.lerp(value.detach(), target, hidden), reduction="sum")
+    return error / hidden.sum().clamp(min=1)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -69,10 +69,20 @@ class Masker:
         return bernoulli(n_rows, n_columns, self.rate, generator)
 
 
-def bernoulli(n_rows: int, n_columns: int, rate: float, generator: torch.Generator) -> Tensor:
-    """Return a boolean ``(n_rows, n_columns)`` of independent draws, the rate rounded to 1 / 65,536."""
+def bernoulli(
+    n_rows: int,
+    n_columns: int,
+    rate: float,
+    generator: torch.Generator | None,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Return a boolean ``(n_rows, n_columns)`` of independent draws, the rate rounded to 1 / 65,536.
+
+    Without a generator, torch's own of ``device`` is used.
+    """
     n = n_rows * n_columns
-    words = torch.empty((n + 3) // 4, dtype=torch.int64, device=generator.device)
+    device = device if generator is None else generator.device
+    words = torch.empty((n + 3) // 4, dtype=torch.int64, device=device)
     words.random_(-(2**63), None, generator=generator)
     return words.view(torch.int16)[:n].view(n_rows, n_columns) < round(rate * LEVELS) - LEVELS // 2
 

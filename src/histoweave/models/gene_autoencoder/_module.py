@@ -8,7 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from histoweave.models.gene_autoencoder._losses import masked_mean, nb_log_prob, zinb_log_prob
+from histoweave.models.gene_autoencoder._losses import masked_mean, masked_squared_error, nb_log_prob, zinb_log_prob
+from histoweave.models.gene_autoencoder._masking import bernoulli
 
 
 class GeneNetwork(nn.Module):
@@ -104,10 +105,10 @@ class GeneNetwork(nn.Module):
 
     def hide(self, x: Tensor, mask: Tensor, around: Tensor | None = None, mask_around: Tensor | None = None) -> Tensor:
         """Return the embedding without the genes in ``mask``, those of the neighbours in ``mask_around``."""
-        seen = ~mask
+        seen = (~mask).to(x.dtype)
         if around is None:
             return self.encode(x * seen, seen.sum(dim=1, keepdim=True))
-        beside = ~mask_around
+        beside = (~mask_around).to(x.dtype)
         return self.encode(
             x * seen, seen.sum(dim=1, keepdim=True), around * beside, beside.sum(dim=1, keepdim=True)
         )  # fmt: skip
@@ -131,15 +132,25 @@ class GeneNetwork(nn.Module):
             True where hidden.
         """
         if self.likelihood == "mse":
-            return masked_mean((out["value"] - target).square(), mask)
+            return masked_squared_error(out["value"], target, mask)
         mu = out["share"] * depth
         if self.likelihood == "nb":
             return -masked_mean(nb_log_prob(target, mu, out["theta"]), mask)
         return -masked_mean(zinb_log_prob(target, mu, out["theta"], out["logits"]), mask)
 
 
+class _Dropout(nn.Dropout):
+    """Dropout whose mask is drawn like that of the genes: torch's own takes longer than most layers it follows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        kept = bernoulli(*x.shape, 1 - self.p, None, x.device)
+        return x * (kept.to(x.dtype) / (1 - self.p))
+
+
 def _tail(dropout: float) -> list[nn.Module]:
-    return [nn.SELU(), nn.Dropout(dropout)]
+    return [nn.SELU(), _Dropout(dropout)]
 
 
 def _layers(widths: Sequence[int], dropout: float) -> list[nn.Module]:
