@@ -24,7 +24,7 @@ from histoweave.models.fusion._heads import ForestHead
 
 FILES = ["model", "regions.csv", "report.html", "section.h5ad"]
 COLUMNS = ["library_id", "region", "region_used", "region_held_out", "region_predicted", "region_confidence",
-           "region_abstain", "region_modalities", "x", "y"]  # fmt: skip
+           "region_abstain", "region_modalities", "region_novelty", "region_out_of_distribution", "x", "y"]  # fmt: skip
 REGIONS = ["region_1", "region_2", "region_3"]
 
 

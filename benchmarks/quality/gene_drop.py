@@ -76,8 +76,9 @@ def one_split(name: str, train: Any, new: Any, args: argparse.Namespace) -> Iter
 
 
 def score(clf: Any, table: Any) -> dict[str, float]:
-    rows = (table.obs["region"].notna() & table.obs["region"].isin(clf.classes)).to_numpy()
-    truth, guess = table.obs["region"].astype(str).to_numpy(), clf.predict(table)["predicted"].astype(str).to_numpy()
+    predicted = clf.predict(table)["predicted"]  # missing where a spot has no counts of the genes left
+    rows = (table.obs["region"].isin(clf.classes) & predicted.notna()).to_numpy()
+    truth, guess = table.obs["region"].astype(str).to_numpy(), predicted.astype(str).to_numpy()
     found = hw.metrics.classification(truth[rows], guess[rows], classes=clf.classes)
     return {m: found[m] for m in METRICS}
 

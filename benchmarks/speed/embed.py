@@ -25,7 +25,6 @@ import numpy as np
 import pandas as pd
 import timm
 import torch
-import zarr
 
 from histoweave._device import resolve_device, resolve_precision
 from histoweave.models import ImageEncoder
@@ -97,7 +96,8 @@ def spread(values: list[float], digits: int) -> str:
 def race(side: int, options: argparse.Namespace, folder: Path, device: str, precision: str) -> None:
     n = options.crops // options.batch * options.batch
     crops = np.random.default_rng(0).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
-    zarr.save_array(store := folder / f"{side}.zarr", crops, chunks=(256, side, side, 3))
+    store = str(folder / f"{side}.zarr")
+    da.from_array(crops, chunks=(256, side, side, 3)).to_zarr(store)
     fitted = fitted_encoder(crops, options.batch)
     contestants: dict[str, Run] = {
         "histoweave": ours(crops, fitted),

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import resource
 import statistics
 import time
 import warnings
@@ -21,6 +20,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -162,7 +162,9 @@ def peak_memory(name: str, side: int, options: argparse.Namespace, device: str, 
     contestants(side, options, device, precision)[name]()(2)
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated() / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # not `ru_maxrss`, which begins at what the process that started this one held
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
 
 
 def race(side: int, options: argparse.Namespace, device: str, precision: str) -> None:

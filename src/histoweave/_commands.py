@@ -184,7 +184,7 @@ def mean_scores(scores: pd.DataFrame) -> pd.DataFrame:
 def prediction_table(adata: AnnData) -> pd.DataFrame:
     """Return one row a spot: section, position, label, prediction, confidence, probabilities."""
     names = ["library_id", _keys.REGION, "region_used", "region_held_out", "region_predicted", "region_confidence",
-             "region_abstain", "region_modalities"]  # fmt: skip
+             "region_abstain", "region_modalities", "region_novelty", "region_out_of_distribution"]  # fmt: skip
     table = adata.obs[[n for n in names if n in adata.obs]].copy()
     table[["x", "y"]] = adata.obsm["spatial"]
     return table.join(adata.obsm["region_probability"].add_prefix("probability: ")).rename_axis("spot")

@@ -301,6 +301,27 @@ def test_coordinates_are_needed_where_they_were_fitted_on(clf, new):
         clf.predict(new)
 
 
+def test_smoothed_map_follows_the_neighbours_as_chosen(tmp_path):
+    table = hw.datasets.simulate_sections(4, n_rows=14, n_cols=14, gene_signal=0.25, n_regions=3, image=False)
+    train, new = table[~rows(table, "section_4")].copy(), table[rows(table, "section_4")].copy()
+    options = {"image": None, "n_rings": 0}
+    plain, smooth = (
+        RegionClassifier(**options, fusion_options={"heads": "linear", "smoothing": s}).fit(train)
+        for s in (None, "potts")
+    )
+    assert smooth.history["smoothing_strength"][0] > 0
+    assert smooth.history["macro_f1"][0] > smooth.history["macro_f1_before"][0]
+    assert accuracy(smooth.predict(new), new) > accuracy(plain.predict(new), new)
+    smooth.save(tmp_path / "model")
+    again = RegionClassifier.load(tmp_path / "model")
+    pd.testing.assert_frame_equal(again.predict_proba(new), smooth.predict_proba(new))
+    hw.pp.split(table, by="donor", n_folds=4)
+    fold = table.obs.loc[new.obs_names, "fold"].iloc[0]
+    hw.tl.cross_validate(table, model=smooth, folds=[str(fold)], arms=["gene"], nulls=False, key_added="cv")
+    held_out = table.obsm["cv_probability"].loc[new.obs_names]
+    np.testing.assert_allclose(held_out, smooth.predict_proba(new), atol=1e-5)
+
+
 # ------------------------------------------------------------------ must show: truth where the knobs say so
 
 MERGED = {"image": ["region_3", "region_4"], "gene": ["region_1", "region_2"]}
@@ -332,6 +353,26 @@ def test_each_modality_recovers_what_it_can_and_both_recover_all():
         collapsed = [np.where(np.isin(v, merged), "merged", v) for v in (truth, guess)]
         assert (collapsed[0] == collapsed[1]).mean() > 0.9
         assert hw.metrics.classification(truth, guess)["macro_f1"] < scores["macro_f1"] - 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_on_new_patients_probabilities_mean_what_they_say(seed):
+    table = hw.datasets.simulate_sections(
+        10, n_rows=14, n_cols=14, n_genes=120, gene_signal=0.4, image=False, random_state=seed
+    )
+    known = rows(table, *(f"section_{i}" for i in range(1, 6)))
+    clf = RegionClassifier(image=None).fit(table[known].copy())
+    new = table[~known].copy()
+    truth = new.obs["region_truth"].astype(str).to_numpy()
+    assert hw.metrics.expected_calibration_error(truth, clf.predict_proba(new), classes=clf.classes) < 0.05
+    found = clf.predict(new)
+    right, kept = found["predicted"].astype(str) == truth, ~found["abstain"]
+    assert 0.6 < right.mean() < 0.95  # hard enough to be unsure of something
+    assert abs(found["confidence"].mean() - right.mean()) < 0.05
+    assert abs(kept.mean() - clf.coverage) < 0.07
+    assert right[kept].mean() > right.mean()
+    assert right[~kept].mean() < right.mean() - 0.1
 
 
 @pytest.mark.slow

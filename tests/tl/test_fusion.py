@@ -9,6 +9,7 @@ import histoweave as hw
 from histoweave._record import recorded
 from histoweave._validate import HistoweaveWarning
 from histoweave.models import FusionClassifier
+from histoweave.pp._graph import ring_graphs
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +116,15 @@ def test_labels_of_one_kind_or_few(table):
     with pytest.warns(HistoweaveWarning, match="'rare' \\(1\\)"):
         hw.tl.fusion_classifier(table, labels_key="few")
     assert "rare" in table.obsm["few_probability"].columns
+
+
+def test_smoothing_uses_the_neighbours_of_the_table_and_is_reported(table):
+    options = {"keys": {"gene": "X_gene"}, "smoothing": "vote", "key_added": "smooth"}
+    model = hw.tl.fusion_classifier(table, **options)
+    graph = ring_graphs(table, n_rings=1)[0]
+    expected = model.predict_proba({"gene": table.obsm["X_gene"]}, graph=graph)
+    np.testing.assert_allclose(table.obsm["smooth_probability"], expected, atol=1e-6)
+    entry, row = recorded(table, "smooth_predicted"), model.history.iloc[0]
+    assert entry["params"]["smoothing"] == "vote"
+    assert list(entry["smoothing"]["macro_f1_before"]) == [row["macro_f1_before"]]
+    assert list(entry["smoothing"]["macro_f1"]) == [row["macro_f1"]]

@@ -8,33 +8,35 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 
 from histoweave import _keys
 from histoweave._resolve import get_table, sections
 from histoweave._validate import require_choice, require_key, require_number
-from histoweave.models._base import Arrays, Model, prefixed, require_fitted, subset
+from histoweave.models._base import Model, require_fitted
 from histoweave.models._chain import embed_all, fit_all, image_source, new_encoders, require_pixels_only, with_context
 from histoweave.models._inner_groups import inner_groups
 from histoweave.models._novelty import NoveltyCheck, TellsNovelty
 from histoweave.models._prepare import light_table, masked_labels
+from histoweave.models._saved_chain import SavedChain
 from histoweave.models.fusion import FusionClassifier
 from histoweave.models.gene_autoencoder import ENCODERS
 from histoweave.models.image_encoder import ImageEncoder
 from histoweave.models.image_encoder._model import MIN_PX
+from histoweave.pp._graph import ring_graphs
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
 MODALITIES = ("image", "gene")
-GIVEN = "given"  # stands for an encoder among stored arguments
 ARGUMENTS = (
     "image", "genes", "fusion", "crop_um", "out_px", "n_rings", "coverage", "image_options", "gene_options",
     "fusion_options", "random_state",
 )  # fmt: skip
 
 
-class RegionClassifier(TellsNovelty, Model):
+class RegionClassifier(TellsNovelty, SavedChain, Model):
     """Learn regions from a few labelled spots and map them on every spot, here and on new sections.
 
     Crops are cut around the spots, image and counts are embedded and standardised within each section, the
@@ -50,7 +52,7 @@ class RegionClassifier(TellsNovelty, Model):
     genes
         Gene encoder, ``"pca"`` or ``"masked"``, or ``None`` to leave the genes out.
     fusion
-        ``"stack"``, ``"concat"`` or ``"gated"``, see :class:`FusionClassifier`.
+        ``"stack"``, ``"concat"``, ``"gated"`` or ``"cross_attention"``, see :class:`FusionClassifier`.
     crop_um
         Sides of the crops in um by ``obsm`` key. Default: 0.55, 1.1 and 3 array pitches as ``"crops_detail"``,
         ``"crops"`` and ``"crops_context"`` (for Visium 55, 110 and 300 um), or those of them the table has.
@@ -63,7 +65,8 @@ class RegionClassifier(TellsNovelty, Model):
     image_options, gene_options
         More arguments for the encoders, e.g. ``image_options={"backbone": "resnet18"}``.
     fusion_options
-        More arguments for :class:`FusionClassifier`, e.g. ``fusion_options={"decision": "accuracy"}``.
+        More arguments for :class:`FusionClassifier`, e.g. ``fusion_options={"decision": "accuracy"}``, or
+        ``{"smoothing": "potts"}`` to smooth the map over neighbours, as far as it helps on inner folds.
     random_state
         Seed.
 
@@ -129,10 +132,6 @@ class RegionClassifier(TellsNovelty, Model):
     def arguments(self) -> dict[str, Any]:
         """The arguments it was made with: ``RegionClassifier(**clf.arguments)`` is an unfitted twin."""
         return {name: getattr(self, name) for name in ARGUMENTS}
-
-    def _plain_arguments(self) -> dict[str, Any]:
-        """Return the arguments as values that can be stored."""
-        return self.arguments | ({"image": GIVEN} if isinstance(self.image, ImageEncoder) else {})
 
     def fit(
         self,
@@ -214,10 +213,19 @@ class RegionClassifier(TellsNovelty, Model):
         groups = inner_groups(light, labels.notna().to_numpy(), n_rings=self.n_rings)
         self.inner_groups, self._fusion = groups.kind, self._new_fusion()
         self._fusion._memory = memory
-        self._fusion.fit(features, labels.to_numpy(), groups=groups.of_row, positions=groups.positions)
+        self._fusion.fit(
+            features, labels.to_numpy(), groups=groups.of_row, positions=groups.positions, graph=self._neighbours(light)
+        )
         self._fusion._memory = None
         self.classes, self.history = self._fusion.classes, self._fusion.history
         return self
+
+    def _neighbours(self, light: AnnData) -> sp.csr_matrix | None:
+        """Return the graph to smooth over; ``None`` where nothing is smoothed."""
+        if self._new_fusion().smoothing is None:
+            return None
+        require_key(light.obsm, _keys.SPATIAL, where="adata.obsm", argument="spatial_key")
+        return ring_graphs(light, n_rings=1)[0]
 
     def _new_fusion(self) -> FusionClassifier:
         options = {"coverage": self.coverage, "random_state": self.random_state}
@@ -297,7 +305,7 @@ class RegionClassifier(TellsNovelty, Model):
         light, features = self._encode(data, modalities, **keys)
         spots, verdicts = self._novelty.apply(self._encoders, light)
         self._novelty.tell(verdicts)
-        p, frame = self._fusion._predict(features)
+        p, frame = self._fusion._predict(features, graph=self._neighbours(light))
         frame = frame.set_index(light.obs_names)
         used = sorted(features)
         here = np.stack([~np.isnan(features[m]).any(axis=1) for m in used], axis=1)
@@ -308,43 +316,3 @@ class RegionClassifier(TellsNovelty, Model):
         """Return how much the combination of both trusts each modality (not for ``fusion="concat"``)."""
         require_fitted(self, "classes")
         return self._fusion.modality_weights()
-
-    def _state(self) -> tuple[dict[str, Any], Arrays]:
-        require_fitted(self, "classes")
-        config: dict[str, Any] = {"arguments": self._plain_arguments(), "sizes_um": self._sizes, "sizes_px": self._px}
-        config |= {"located": self._located, "sections_seen": self.sections_seen, "inner_groups": self.inner_groups}
-        config["novelty"], arrays = self._novelty.state()
-        config["parts"], arrays = {}, prefixed("novelty", arrays)
-        for name, part in {**self._encoders, "fusion": self._fusion}.items():
-            config["parts"][name], values = part._state()
-            arrays |= prefixed(name, values)
-        return config, arrays
-
-    @classmethod
-    def _from_state(cls, config: dict[str, Any], arrays: Arrays) -> Self:
-        arguments = config["arguments"]
-        kinds = {"image": ImageEncoder, "gene": ENCODERS.get(arguments["genes"]), "fusion": FusionClassifier}
-        parts = {n: kinds[n]._from_state(c, subset(n, arrays)) for n, c in config["parts"].items()}
-        if arguments["image"] == GIVEN:
-            arguments = arguments | {"image": parts.get("image")}
-        model = cls(**arguments)
-        model._sizes, model._px, model._located = config["sizes_um"], config["sizes_px"], config["located"]
-        model.sections_seen, model.inner_groups = config["sections_seen"], config["inner_groups"]
-        model._novelty = NoveltyCheck.from_state(config["novelty"], subset("novelty", arrays))
-        model._fusion, model._encoders = parts.pop("fusion"), parts
-        model.classes, model.history = model._fusion.classes, model._fusion.history
-        return model
-
-    def _card(self) -> list[str]:
-        sizes = ", ".join(f"{k} {v:.0f} um" if v else f"{k} of unknown size" for k, v in self._sizes.items())
-        return [
-            f"- sections seen: {', '.join(self.sections_seen)}",
-            f"- crops: {sizes or 'none'}",
-            f"- neighbourhood rings: {self.n_rings}",
-            f"- inner folds keep together: {self.inner_groups}",
-            *(line for part in (*self._encoders.values(), self._fusion) for line in part._card()),
-            "",
-            "## Intended use",
-            "",
-            "Research. Other tissue, stains or chemistries need their own check before the map is believed.",
-        ]

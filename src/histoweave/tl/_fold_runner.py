@@ -276,7 +276,8 @@ class FoldRunner:
         ``abstain``, indexed by the number of the row in the table.
         """
         features = {m: values[rows] for m, values in self._features(embeddings, model.n_rings).items()}
-        known, prediction = model._fusion._predict(features, modalities)
+        graph = self._ring_graphs(1)[0][rows][:, rows] if model._fusion.smoothing else None
+        known, prediction = model._fusion._predict(features, modalities, graph)
         p = np.where(np.isnan(known[:, :1]), np.nan, np.zeros(len(self.classes)))
         p[:, [self.classes.index(c) for c in model.classes]] = known
         return p, prediction.set_index(np.flatnonzero(rows))
@@ -284,9 +285,13 @@ class FoldRunner:
     def _features(self, embeddings: Embeddings, n_rings: int) -> dict[str, np.ndarray]:
         if not n_rings or _keys.SPATIAL not in self._spots.obsm:
             return dict(embeddings)
+        rings = self._ring_graphs(n_rings)
+        return {m: context_features(values, rings) for m, values in embeddings.items()}
+
+    def _ring_graphs(self, n_rings: int) -> list[Any]:
         if n_rings not in self._rings:
             self._rings[n_rings] = ring_graphs(self._spots, n_rings=n_rings)
-        return {m: context_features(values, self._rings[n_rings]) for m, values in embeddings.items()}
+        return self._rings[n_rings]
 
     def nulls(self, fold: Fold, seed: int) -> dict[str, Answer]:
         """Return what needs no tissue to predict the test rows, by name, as :meth:`predict` does.

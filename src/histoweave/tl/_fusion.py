@@ -15,12 +15,14 @@ from histoweave._validate import listing, require_key
 from histoweave.models import FusionClassifier
 from histoweave.models._inner_groups import inner_groups
 from histoweave.models._prepare import masked_labels
+from histoweave.pp._graph import ring_graphs
 from histoweave.tl._write import write_prediction
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
+SMOOTHED = ["modalities", "macro_f1", "accuracy", "macro_f1_before", "accuracy_before", "smoothing_strength"]
 EMBEDDINGS = {"image": _keys.X_IMAGE, "gene": _keys.X_GENE}
 
 
@@ -32,6 +34,7 @@ def fusion_classifier(
     keys: Mapping[str, str] | None = None,
     decision: str = "balanced",
     calibration: str = "temperature",
+    smoothing: str | None = None,
     coverage: float = 0.9,
     key_added: str | None = None,
     random_state: int = 0,
@@ -48,12 +51,16 @@ def fusion_classifier(
     labels_key
         Labels in ``obs``; missing for unlabelled rows.
     method
-        ``"stack"``, ``"concat"`` or ``"gated"``, see :class:`histoweave.models.FusionClassifier`.
+        ``"stack"``, ``"concat"``, ``"gated"`` or ``"cross_attention"``, see
+        :class:`histoweave.models.FusionClassifier`.
     keys
         Modality to ``obsm`` key. Default: ``image`` and ``gene`` from ``X_image`` and ``X_gene``, or from their
         ``_context`` versions where :func:`histoweave.pp.spatial_context` made them; those that exist.
     decision, calibration
         See :class:`histoweave.models.FusionClassifier`.
+    smoothing
+        ``"potts"`` or ``"vote"``: let a spot's region follow its neighbours' as far as that helps out of fold.
+        ``history`` of the classifier and the record say what it did to the scores, before and after.
     coverage
         Share of rows that should get an answer.
     key_added
@@ -104,10 +111,13 @@ def fusion_classifier(
     features = {name: np.asarray(table.obsm[key]) for name, key in keys.items()}
     # how far the embeddings reach is in the records of crops and neighbourhoods
     groups = inner_groups(table, labels.notna().to_numpy(), library_key=library_key, spatial_key=spatial_key)
-    options = {"decision": decision, "calibration": calibration, "coverage": coverage}
+    options = {"decision": decision, "calibration": calibration, "smoothing": smoothing, "coverage": coverage}
+    graph = None
+    if smoothing is not None:
+        graph = ring_graphs(table, n_rings=1, library_key=library_key, spatial_key=spatial_key)[0]
     model = FusionClassifier(method, **options, random_state=random_state)
-    model.fit(features, labels.to_numpy(), groups=groups.of_row, positions=groups.positions)
-    p, prediction = model._predict(features)
+    model.fit(features, labels.to_numpy(), groups=groups.of_row, positions=groups.positions, graph=graph)
+    p, prediction = model._predict(features, graph=graph)
     probability = pd.DataFrame(p, index=table.obs_names, columns=model.classes)
     seen = {s for key in keys.values() for s in _sections_seen(table, key)} | set(section_column(table, library_key))
     write_prediction(
@@ -120,6 +130,7 @@ def fusion_classifier(
         random_state=random_state,
         sections_seen=sorted(seen),
         inner_groups=groups.kind,
+        **({"smoothing": model.history[SMOOTHED].to_dict("list")} if SMOOTHED[-1] in model.history else {}),
     )
     if method == "gated":
         weights = model.spot_weights(features).set_index(table.obs_names)

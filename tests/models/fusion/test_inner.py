@@ -90,7 +90,7 @@ def test_without_folds_nothing_is_out_of_fold():
 
 
 def test_candidates_follow_the_kinds():
-    found = dict(candidates(("forest", "linear")))
+    found = dict(candidates(("forest", "linear"), [3]))
     assert [h.C for h in found["linear"]] == list(LINEAR_C)
     assert len(found["forest"]) == 1
 

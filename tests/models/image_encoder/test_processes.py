@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -14,28 +13,32 @@ import numpy as np
 import pytest
 import torch
 
+import histoweave as hw
+
 SCRIPT = """
-    import sys
-    import numpy as np, torch
-    import histoweave as hw
+import sys
+import numpy as np, torch
+import histoweave as hw
+
+def trained(options):
+    adata = hw.datasets.simulate_section(n_rows=8, n_cols=8, n_genes=60, um_per_px=2.0)
+    hw.pp.crops(adata, out_px=32)
+    encoder = hw.models.ImageEncoder(n_components=8, precision="float32", device="cpu", **options).fit(adata)
+    network = encoder._network.network.state_dict()
+    return {"loss": np.asarray(encoder.history["loss"])} | {k: v.numpy() for k, v in network.items()}
+
+if __name__ == "__main__":
     torch.set_num_threads(1)
     hw.settings.progress = False
-    def main():
-        adata = hw.datasets.simulate_section(n_rows=8, n_cols=8, n_genes=60, um_per_px=2.0)
-        hw.pp.crops(adata, out_px=32)
-        options = eval(sys.argv[2])
-        encoder = hw.models.ImageEncoder(n_components=8, precision="float32", device="cpu", **options).fit(adata)
-        network = encoder._network.network.state_dict()
-        if int(__import__("os").environ.get("LOCAL_RANK", 0)) == 0:
-            np.savez(sys.argv[1], loss=encoder.history["loss"], **{k: v.numpy() for k, v in network.items()})
-    if __name__ == "__main__":
-        main()
+    found = trained(eval(sys.argv[2]))
+    if int(__import__("os").environ.get("LOCAL_RANK", 0)) == 0:
+        np.savez(sys.argv[1], **found)
 """
 
 
 def start(tmp_path: Path, name: str, **options) -> tuple[subprocess.Popen, Path]:
     script = tmp_path / "train.py"
-    script.write_text(textwrap.dedent(SCRIPT))
+    script.write_text(SCRIPT)
     out = tmp_path / f"{name}.npz"
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, str(script), str(out), repr(options)], env=env), out
@@ -69,11 +72,14 @@ def test_killed_and_continued_is_never_stopped_to_the_last_bit(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_train_the_network_that_one_trains(tmp_path):
+def test_two_processes_train_the_network_that_one_trains(tmp_path, monkeypatch):
     """Without batch normalisation the mean of the gradients of two halves of a batch is that of the batch."""
     options = {"method": "supervised", "backbone": "test_vit", "batch_size": 16, "max_epochs": 2}
-    one = read(start(tmp_path, "one", **options))
-    two = read(start(tmp_path, "two", **options, devices=2, strategy="ddp"))
+    started = start(tmp_path, "two", **options, devices=2, strategy="ddp")
+    monkeypatch.setattr(hw.settings, "progress", False)
+    here: dict = {"__name__": "here"}
+    exec(SCRIPT, here)
+    one, two = here["trained"](options), read(started)
     assert one.keys() == two.keys()
     np.testing.assert_allclose(two["loss"], one["loss"], rtol=1e-4)
     for name in one:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 
 from histoweave._validate import label_name, listing, require_matrix
 
@@ -37,6 +38,19 @@ def training_rows(
     if positions is not None:
         positions = require_matrix(positions, n, name="positions")
     return features, codes, names, groups, positions
+
+
+def require_graph(graph: Any, n: int) -> sp.csr_matrix | None:
+    """Return the neighbours of ``n`` rows as a sparse matrix, ``None`` for none."""
+    if graph is None:
+        return None
+    if getattr(graph, "shape", None) != (n, n):
+        msg = (
+            f"`graph` must be a matrix of the neighbours of every row ({n}, {n}), got "
+            f"{getattr(graph, 'shape', type(graph).__name__)}; see `adata.obsp['spatial_connectivities']`."
+        )
+        raise ValueError(msg)
+    return sp.csr_matrix(graph).astype(bool)
 
 
 def rows_to_predict(

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy.spatial import cKDTree
 from sklearn.model_selection import StratifiedGroupKFold
 
+from histoweave.models.fusion._attention import AttentionHead
 from histoweave.models.fusion._heads import ForestHead, LinearHead
 
-Head = LinearHead | ForestHead
+Head = LinearHead | ForestHead | AttentionHead
 #: Regularisation strengths a linear head is chosen from, by log loss out of fold.
 LINEAR_C = (0.003, 0.03, 0.3)
+#: Steps of training that cross-attention is chosen from, in the same way.
+ATTENTION_STEPS = (40, 120)
 
 
 def inner_folds(y: np.ndarray, groups: np.ndarray, n_folds: int, seed: int) -> np.ndarray:
@@ -30,10 +33,15 @@ def inner_folds(y: np.ndarray, groups: np.ndarray, n_folds: int, seed: int) -> n
     return fold
 
 
-def candidates(kinds: tuple[str, ...]) -> Iterator[tuple[str, list[Head]]]:
-    """Yield ``(kind, settings to choose from)``."""
+def candidates(kinds: tuple[str, ...], widths: Sequence[int]) -> Iterator[tuple[str, list[Head]]]:
+    """Yield ``(kind, settings to choose from)`` for blocks of these widths side by side."""
+    settings = {
+        "linear": lambda: [LinearHead(c) for c in LINEAR_C],
+        "forest": lambda: [ForestHead()],
+        "attention": lambda: [AttentionHead(widths, n) for n in ATTENTION_STEPS],
+    }
     for kind in kinds:
-        yield kind, [LinearHead(c) for c in LINEAR_C] if kind == "linear" else [ForestHead()]
+        yield kind, settings[kind]()
 
 
 def fit_head(

@@ -11,8 +11,12 @@ import numpy as np
 
 from histoweave._random import child_seeds
 from histoweave._validate import warn
+from histoweave.models.fusion._attention import AttentionHead
 from histoweave.models.fusion._combination import Subset
+from histoweave.models.fusion._heads import HEADS
 from histoweave.models.fusion._inner import Head, candidates, fit_head
+
+STORED = HEADS | {AttentionHead.kind: AttentionHead}  # every kind that a saved classifier may hold
 
 
 def blocks(modalities: Sequence[str], *, joint: bool) -> list[Subset]:
@@ -75,7 +79,7 @@ def fit_members(
             warn(f"{'+'.join(block)} is left out: {len(rows)} labelled rows have it, not of two classes.")
             continue
         where = None if positions is None else positions[rows]
-        for kind, settings in candidates(tuple(kinds)):
+        for kind, settings in candidates(tuple(kinds), [features[m].shape[1] for m in block]):
             fitted_on = X[rows], codes[rows], n_classes, fold[rows], seeds.pop(), where
             known = _digest(kind, *fitted_on)
             if known not in memory:

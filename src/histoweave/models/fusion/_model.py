@@ -7,25 +7,30 @@ from typing import Any, Self
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from threadpoolctl import threadpool_limits
 
 from histoweave._random import child_seeds
 from histoweave._validate import listing, require_choice, require_number
 from histoweave.models._base import Arrays, Model, markdown_table, prefixed, require_fitted, subset
+from histoweave.models.fusion._attention import AttentionHead
 from histoweave.models.fusion._balance import shared_weights
 from histoweave.models.fusion._calibration import KINDS
-from histoweave.models.fusion._check import rows_to_predict, training_rows
+from histoweave.models.fusion._check import require_graph, rows_to_predict, training_rows
 from histoweave.models.fusion._combination import DECISIONS, Combination, Subset, fit_combinations
 from histoweave.models.fusion._heads import HEADS
 from histoweave.models.fusion._inner import inner_folds
-from histoweave.models.fusion._members import ask_members, fit_members, members_of, modality_of
+from histoweave.models.fusion._members import STORED, ask_members, fit_members, members_of
+from histoweave.models.fusion._smoothing import KINDS as SMOOTHINGS
+from histoweave.models.fusion._weights import TellsWeights
 
-METHODS = ("stack", "concat", "gated")
-ARGUMENTS = ("method", "heads", "decision", "calibration", "coverage", "n_inner", "random_state")
+METHODS = ("stack", "concat", "gated", "cross_attention")
+JOINT = ("concat", "cross_attention")  # heads see all modalities at once
+ARGUMENTS = ("method", "heads", "decision", "calibration", "smoothing", "coverage", "n_inner", "random_state")
 FITTED = ("classes", "modalities", "widths", "class_shares")
 
 
-class FusionClassifier(Model):
+class FusionClassifier(TellsWeights, Model):
     """Classify rows from one or several blocks of features, each of which may be missing.
 
     For every subset of the modalities one calibrated combination is fitted, so that a row is classified from
@@ -37,10 +42,12 @@ class FusionClassifier(Model):
         ``"stack"``: heads on each modality alone, combined by a pool fitted on predictions out of fold; robust
         to a useless modality. ``"concat"``: heads on the modalities side by side; can use interactions.
         ``"gated"``: heads as for ``"stack"``, and a gate that weighs the modalities row by row, see
-        :meth:`spot_weights`.
+        :meth:`spot_weights`. ``"cross_attention"``: a small network on the modalities side by side, in
+        which tokens of one attend to those of the others; finds what only their combination shows, from a hundred
+        labels or more.
     heads
         Kinds of heads, ``"linear"`` (class-balanced logistic regression) and ``"forest"`` (extremely
-        randomised trees); several are pooled.
+        randomised trees); several are pooled. Not used by ``"cross_attention"``.
     decision
         ``"balanced"``: the class that the evidence favours, as if all classes were equally common, which is what
         macro-F1 and balanced accuracy ask for; rare regions are found. ``"accuracy"``: the most probable class,
@@ -48,6 +55,10 @@ class FusionClassifier(Model):
         that the decision is right in a section composed like the labelled rows.
     calibration
         ``"temperature"`` (few labels) or ``"isotonic"`` (hundreds of them); neither changes ``"balanced"`` decisions.
+    smoothing
+        Let the answer follow the neighbours', where `fit` and `predict` are given them: ``"potts"`` (mean field of a
+        Potts model [1]_) or ``"vote"`` (mean of their probabilities). How strongly is chosen out of fold, and
+        ``history`` says what it did to the scores. Layers one spot wide are lost to it.
     coverage
         Share of rows that should get an answer; on the rest, the least confident, the classifier abstains.
         The threshold is the matching quantile of confidence out of fold.
@@ -79,6 +90,10 @@ class FusionClassifier(Model):
     shares of the labelled rows, a group counting as ten rows at most: probabilities refer to a section with that
     composition.
 
+    References
+    ----------
+    .. [1] Potts (1952), Mathematical Proceedings of the Cambridge Philosophical Society 48:106.
+
     Examples
     --------
     >>> import numpy as np, histoweave as hw
@@ -97,6 +112,7 @@ class FusionClassifier(Model):
         heads: Sequence[str] = ("linear", "forest"),
         decision: str = "balanced",
         calibration: str = "temperature",
+        smoothing: str | None = None,
         coverage: float = 0.9,
         n_inner: int = 5,
         random_state: int = 0,
@@ -107,6 +123,7 @@ class FusionClassifier(Model):
             require_choice(head, tuple(HEADS), argument="heads")
         require_choice(decision, DECISIONS, argument="decision")
         require_choice(calibration, KINDS, argument="calibration")
+        require_choice(smoothing, (*SMOOTHINGS, None), argument="smoothing")
         require_number(coverage, argument="coverage", above=0, at_most=1)
         require_number(n_inner, argument="n_inner", at_least=2, integer=True)
         require_number(random_state, argument="random_state", at_least=0, integer=True)
@@ -114,7 +131,7 @@ class FusionClassifier(Model):
             msg = f"`heads` is empty; name one or more of {listing(HEADS)}."
             raise ValueError(msg)
         self.method, self.heads, self.coverage = method, tuple(heads), float(coverage)
-        self.decision, self.calibration = decision, calibration
+        self.decision, self.calibration, self.smoothing = decision, calibration, smoothing
         self.n_inner, self.random_state = int(n_inner), int(random_state)
         self.classes: list[str] | None = None
         self._memory: dict[str, Any] | None = None  # heads that other fits may share
@@ -126,6 +143,7 @@ class FusionClassifier(Model):
         *,
         groups: Sequence[Any] | None = None,
         positions: np.ndarray | None = None,
+        graph: sp.csr_matrix | None = None,
     ) -> Self:
         """Fit on labelled rows.
 
@@ -141,6 +159,8 @@ class FusionClassifier(Model):
         positions
             Where rows lie ``(n, d)``, in units of how far their features reach. Inner training rows nearer than 1
             to a test row are left out, but never more than the nearer half of them.
+        graph
+            Neighbours of every row ``(n, n)``, for ``smoothing``.
 
         Returns
         -------
@@ -149,9 +169,13 @@ class FusionClassifier(Model):
         Raises
         ------
         ValueError
-            Fewer than two classes, no features, or features that are partly NaN.
+            Fewer than two classes, no features, features that are partly NaN, or no ``graph`` to smooth over.
         """
+        if self.smoothing is not None and graph is None:
+            msg = f"`smoothing={self.smoothing!r}` needs `graph`, the neighbours of every row."
+            raise ValueError(msg)
         features, codes, names, groups, positions = training_rows(features, labels, groups, positions)
+        graph = require_graph(graph, len(codes))
         self.classes, self.modalities = None, sorted(features)  # not fitted again until all is done
         self.widths = {name: int(block.shape[1]) for name, block in features.items()}
         fold_seed, seed = child_seeds(self.random_state, 2)
@@ -159,11 +183,10 @@ class FusionClassifier(Model):
         labelled = codes >= 0
         fold[labelled] = inner_folds(codes[labelled], groups[labelled], self.n_inner, fold_seed)
         with threadpool_limits(1):  # fits this small only lose by threads, badly so on a busy machine
-            options = {"kinds": self.heads, "joint": self.method == "concat", "random_state": seed,
-                       "memory": self._memory}  # fmt: skip
+            options = {"kinds": self._kinds, "joint": self._joint, "random_state": seed, "memory": self._memory}
             self._members, out_of_fold = fit_members(features, codes, fold, positions, len(names), **options)
-            options = {name: getattr(self, name) for name in ("coverage", "decision", "calibration")}
-            options["gated"] = self.method == "gated"
+            options = {name: getattr(self, name) for name in ("coverage", "decision", "calibration", "smoothing")}
+            options |= {"gated": self.method == "gated", "graph": graph}
             self._combinations, self.history = fit_combinations(
                 out_of_fold, self.modalities, self._members_of, codes, groups, fold, names, **options
             )
@@ -172,9 +195,17 @@ class FusionClassifier(Model):
         self.classes = names
         return self
 
+    @property
+    def _joint(self) -> bool:
+        return self.method in JOINT
+
+    @property
+    def _kinds(self) -> tuple[str, ...]:
+        return (AttentionHead.kind,) if self.method == "cross_attention" else self.heads
+
     def _members_of(self, chosen: Subset) -> list[str]:
         """Return the heads that a subset of modalities pools."""
-        return members_of(chosen, self.heads, joint=self.method == "concat")
+        return members_of(chosen, self._kinds, joint=self._joint)
 
     @property
     def thresholds(self) -> dict[str, float]:
@@ -182,7 +213,11 @@ class FusionClassifier(Model):
         return {"+".join(chosen): c.threshold for chosen, c in self._combinations.items()}
 
     def predict_proba(
-        self, features: Mapping[str, np.ndarray], *, modalities: Sequence[str] | None = None
+        self,
+        features: Mapping[str, np.ndarray],
+        *,
+        modalities: Sequence[str] | None = None,
+        graph: sp.csr_matrix | None = None,
     ) -> np.ndarray:
         """Return calibrated probabilities ``(n, n_classes)``.
 
@@ -194,8 +229,11 @@ class FusionClassifier(Model):
             Modality name to array ``(n, d)``; missing modalities are left out, missing rows are NaN.
         modalities
             Use only these, even where others are there.
+        graph
+            Neighbours of every row ``(n, n)``; without it nothing is smoothed. Rows with other modalities do not
+            count as neighbours.
         """
-        return self._predict(features, modalities)[0]
+        return self._predict(features, modalities, graph)[0]
 
     def _parts(
         self, features: Mapping[str, np.ndarray], modalities: Sequence[str] | None
@@ -217,15 +255,19 @@ class FusionClassifier(Model):
         return len(present), parts()
 
     def _predict(
-        self, features: Mapping[str, np.ndarray], modalities: Sequence[str] | None = None
+        self,
+        features: Mapping[str, np.ndarray],
+        modalities: Sequence[str] | None = None,
+        graph: sp.csr_matrix | None = None,
     ) -> tuple[np.ndarray, pd.DataFrame]:
         """Return calibrated probabilities, NaN for rows without any modality, and what `predict` does."""
         n, parts = self._parts(features, modalities)
+        graph = require_graph(graph, n)
         p = np.full((n, len(self.classes)), np.nan)
         predicted, confidence = np.full(n, None, dtype=object), np.full(n, np.nan)
         abstain = np.ones(n, dtype=bool)
         for chosen, rows, said in parts:
-            found = self._combinations[chosen].apply(said)
+            found = self._combinations[chosen].apply(said, None if graph is None else graph[rows][:, rows])
             decided = found[self.decision].argmax(axis=1)
             p[rows] = found["accuracy"]
             predicted[rows] = np.asarray(self.classes, dtype=object)[decided]
@@ -233,39 +275,18 @@ class FusionClassifier(Model):
             abstain[rows] = ~(confidence[rows] >= self._combinations[chosen].threshold)
         return p, pd.DataFrame({"predicted": predicted, "confidence": confidence, "abstain": abstain})
 
-    def spot_weights(
-        self, features: Mapping[str, np.ndarray], *, modalities: Sequence[str] | None = None
+    def predict(
+        self,
+        features: Mapping[str, np.ndarray],
+        *,
+        modalities: Sequence[str] | None = None,
+        graph: sp.csr_matrix | None = None,
     ) -> pd.DataFrame:
-        """Return the weight of every modality at every row, for ``method="gated"``.
-
-        Parameters
-        ----------
-        features, modalities
-            As for :meth:`predict_proba`.
-
-        Returns
-        -------
-        A DataFrame with one column a modality. A row's weights sum to 1; a modality that it lacks has 0, and a row
-        without any is NaN.
-        """
-        if self.method != "gated":
-            msg = f"`spot_weights` needs `method='gated'`, this classifier has {self.method!r}."
-            raise ValueError(msg)
-        n, parts = self._parts(features, modalities)
-        weights = pd.DataFrame(np.nan, index=range(n), columns=self.modalities)
-        for chosen, rows, said in parts:
-            weights.loc[rows] = 0.0
-            combination = self._combinations[chosen]
-            gated = combination.pool.spot_weights(said) if combination.gated else 1 / len(chosen)
-            weights.loc[rows, list(chosen)] = gated
-        return weights
-
-    def predict(self, features: Mapping[str, np.ndarray], *, modalities: Sequence[str] | None = None) -> pd.DataFrame:
         """Return the class of every row, how sure, and whether to abstain.
 
         Parameters
         ----------
-        features, modalities
+        features, modalities, graph
             As for :meth:`predict_proba`.
 
         Returns
@@ -274,27 +295,7 @@ class FusionClassifier(Model):
         of the class predicted) and ``abstain`` (confidence below the threshold, or no modality). With
         ``decision="balanced"`` the class predicted need not be the most probable one.
         """
-        return self._predict(features, modalities)[1]
-
-    def modality_weights(self) -> pd.Series:
-        """Return how much each modality moves the answer of the full combination.
-
-        For ``method="gated"`` the mean of its weights out of fold. For ``"stack"`` the sum over its heads of weight
-        times spread of the log-probabilities out of fold: a head that the pool does not trust and a head that says
-        the same of every class both count nothing. Not for ``"concat"``, whose heads see all modalities at once.
-        """
-        require_fitted(self, "classes")
-        if self.method == "concat":
-            msg = (
-                "`modality_weights` needs `method='stack'` or `'gated'`: heads of 'concat' see all modalities at once."
-            )
-            raise ValueError(msg)
-        chosen = max(self._combinations, key=len)
-        if self._combinations[chosen].gated:
-            index = pd.Index(chosen, name="modality")
-            return pd.Series(self._combinations[chosen].pool.mean, index=index, name="weight")
-        modality = pd.Index([modality_of(name) for name in self._members_of(chosen)], name="modality")
-        return pd.Series(self._combinations[chosen].evidence, index=modality, name="weight").groupby(level=0).sum()
+        return self._predict(features, modalities, graph)[1]
 
     def _state(self) -> tuple[dict[str, Any], Arrays]:
         require_fitted(self, "classes")
@@ -319,7 +320,7 @@ class FusionClassifier(Model):
             setattr(model, name, config[name])
         model.history = pd.DataFrame(config["history"])
         model._members = {
-            name: HEADS[c["kind"]].from_state(c, subset(f"member.{name}", arrays))
+            name: STORED[c["kind"]].from_state(c, subset(f"member.{name}", arrays))
             for name, c in config["members"].items()
         }
         model._combinations = {
