@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -50,11 +51,22 @@ def read(started: tuple[subprocess.Popen, Path]) -> dict[str, np.ndarray]:
         return dict(found)
 
 
+@pytest.fixture
+def trained(monkeypatch) -> Iterator[Callable[[dict], dict[str, np.ndarray]]]:
+    """What the script does, in this process, on as many threads."""
+    monkeypatch.setattr(hw.settings, "progress", False)
+    here: dict = {"__name__": "here"}
+    exec(SCRIPT, here)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield here["trained"]
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.slow
-def test_killed_and_continued_is_never_stopped_to_the_last_bit(tmp_path):
+def test_killed_and_continued_is_never_stopped_to_the_last_bit(tmp_path, trained):
     checkpoint = tmp_path / "state" / "training.ckpt"
     options = {"method": {"byol": 1.0, "inpaint": 0.5}, "backbone": "tiny", "batch_size": 8, "max_epochs": 15}
-    straight = start(tmp_path, "straight", **options)
     process, _ = start(tmp_path, "killed", **options, checkpoint=str(checkpoint))
     while not checkpoint.exists():
         assert process.poll() is None
@@ -63,8 +75,8 @@ def test_killed_and_continued_is_never_stopped_to_the_last_bit(tmp_path):
     assert process.wait() == -signal.SIGKILL
     done = torch.load(checkpoint, weights_only=True)["epoch"] + 1
     assert done < 15
-    resumed = read(start(tmp_path, "resumed", **options, checkpoint=str(checkpoint)))
-    expected = read(straight)
+    resumed = trained(options | {"checkpoint": str(checkpoint)})
+    expected = trained(options)
     assert resumed.keys() == expected.keys()
     assert all(np.array_equal(resumed[k], expected[k]) for k in expected)
     assert len(expected["loss"]) == 15
@@ -72,14 +84,10 @@ def test_killed_and_continued_is_never_stopped_to_the_last_bit(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_train_the_network_that_one_trains(tmp_path, monkeypatch):
+def test_two_processes_train_the_network_that_one_trains(tmp_path, trained):
     """Without batch normalisation the mean of the gradients of two halves of a batch is that of the batch."""
     options = {"method": "supervised", "backbone": "test_vit", "batch_size": 16, "max_epochs": 2}
-    started = start(tmp_path, "two", **options, devices=2, strategy="ddp")
-    monkeypatch.setattr(hw.settings, "progress", False)
-    here: dict = {"__name__": "here"}
-    exec(SCRIPT, here)
-    one, two = here["trained"](options), read(started)
+    two, one = read(start(tmp_path, "two", **options, devices=2, strategy="ddp")), trained(options)
     assert one.keys() == two.keys()
     np.testing.assert_allclose(two["loss"], one["loss"], rtol=1e-4)
     for name in one:
