@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 import squidpy as sq
+from ablation_her2st_a1 import load as load_a1
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
@@ -33,7 +34,7 @@ Arm = Callable[[ad.AnnData, int, int], np.ndarray]  # table, number of regions, 
 
 
 def prepared(folder: Path, section: str) -> ad.AnnData:
-    data = hw.datasets.her2st(section=section, image=section in WITH_IMAGE, data_dir=folder)
+    data = load_a1(folder) if section == "A1" else hw.datasets.her2st(section=section, image=False, data_dir=folder)
     table = hw.io.to_anndata(data)
     if section in WITH_IMAGE:
         hw.pp.crops(table, size_um={"crops": 110, "crops_context": 300})

@@ -1,22 +1,23 @@
 """Seconds per epoch of the masked autoencoder, of scVI, and of the bare network on a ready batch, the limit.
 
-Every figure comes from a process of its own that trains for a few epochs and then for more: the difference is
-what an epoch costs, without setting up. Same genes, batches of 128, all rows trained on. Contestants take turns, so
-that other load on the machine disturbs all alike. Memory is the peak of the whole process.
+Every contestant trains in a process of its own and waits after each turn of steps (an epoch of 4,000 rows) until all
+others have had theirs, so that a machine whose speed changes from minute to minute is as slow for one as for the next.
+Only training is timed, from the end of one step to the end of another; the first turn, with all that is set up, is not.
+Same genes, batches of 128, all rows trained on. Memory is the peak of the whole process, setting up included.
 
 The second table is the time to equal held-out reconstruction: a tenth of the rows is not trained on, and after every
 epoch (the clock stopped) the expected expression of these rows, seen whole, is compared with what was counted, both as
 log(1 + share * 10,000). The mark is what scVI reaches by its last epoch, give or take 1 %.
 
-    python benchmarks/speed/gene.py [--repeats 3] [--rows 4000] [--genes 3000] [--without-scvi] [--race-epochs 40]
-    python benchmarks/speed/gene.py --rows 50000 --repeats 1
+    python benchmarks/speed/gene.py [--turns 30] [--rows 4000] [--genes 3000] [--without-scvi] [--race-epochs 40]
+    python benchmarks/speed/gene.py --rows 50000 --race-epochs 0
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import os
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-BATCH = 128
+BATCH, TURN = 128, 32  # rows of a step, steps of a turn
 NAMES = {
     "limit mse": "bare network, one ready batch (mse): the limit",
     "masked mse": "GeneAutoencoder, mse",
@@ -41,25 +42,39 @@ NAMES = {
 # --- one contestant in one process ---
 
 
+class Turns:
+    """Steps in turns: after each the process says how long it took, and waits to be called again."""
+
+    def __init__(self) -> None:
+        self.steps, self.start = 0, time.perf_counter()
+
+    def step(self) -> None:
+        self.steps += 1
+        if self.steps % TURN:
+            return
+        print(json.dumps({"seconds": time.perf_counter() - self.start, "memory": peak_mb()}), flush=True)
+        if sys.stdin.readline() != "go\n":
+            os._exit(0)
+        self.start = time.perf_counter()
+
+
 def peak_mb() -> float:
     line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
 
 
-def masked(table, likelihood: str, loading: str):
+def masked(table, likelihood: str, loading: str, epochs: int, turns: Turns) -> None:
     import histoweave as hw
+    from histoweave.models.gene_autoencoder._training import MaskedTraining
 
     hw.settings.progress = False
-
-    def run(epochs: int) -> None:
-        hw.models.GeneAutoencoder(
-            likelihood=likelihood, loading=loading, max_epochs=epochs, batch_size=BATCH, validation_fraction=0
-        ).fit(table)
-
-    return run
+    MaskedTraining.on_train_batch_end = lambda *_: turns.step()
+    hw.models.GeneAutoencoder(
+        likelihood=likelihood, loading=loading, max_epochs=epochs, batch_size=BATCH, validation_fraction=0
+    ).fit(table)
 
 
-def limit(table, likelihood: str):
+def limit(table, likelihood: str, epochs: int, turns: Turns) -> None:
     import torch
 
     from histoweave.models.gene_autoencoder._masking import bernoulli
@@ -72,53 +87,42 @@ def limit(table, likelihood: str):
     x = torch.log1p(counts / depth * 1e4)
     target = x if likelihood == "mse" else counts
     mask, section = bernoulli(BATCH, table.n_vars, 0.5, torch.Generator().manual_seed(0)), torch.zeros(BATCH).long()
-    n_steps = -(-table.n_obs // BATCH)
-
-    def run(epochs: int) -> None:
-        for _ in range(epochs * n_steps):
-            loss = network.loss(network(x, mask, section), target, depth, mask)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-
-    return run
+    for _ in range(epochs * -(-table.n_obs // BATCH)):
+        loss = network.loss(network(x, mask, section), target, depth, mask)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        turns.step()
 
 
-def scvi(table, likelihood: str):
+def scvi(table, likelihood: str, epochs: int, turns: Turns) -> None:
     import scvi
+    from lightning.pytorch.callbacks import Callback
+
+    class Step(Callback):
+        def on_train_batch_end(self, *_) -> None:
+            turns.step()
 
     scvi.settings.verbosity = 40
     scvi.model.SCVI.setup_anndata(table)
-
-    def run(epochs: int) -> None:
-        model = scvi.model.SCVI(table, gene_likelihood=likelihood)
-        model.train(
-            max_epochs=epochs, batch_size=BATCH, train_size=1.0, accelerator="cpu", enable_progress_bar=False,
-            logger=False,
-        )  # fmt: skip
-
-    return run
+    scvi.model.SCVI(table, gene_likelihood=likelihood).train(
+        max_epochs=epochs, batch_size=BATCH, train_size=1.0, accelerator="cpu", enable_progress_bar=False,
+        logger=False, callbacks=[Step()],
+    )  # fmt: skip
 
 
-def contestant(name: str, file: str, epochs: int) -> dict[str, float]:
+def contestant(name: str, file: str, epochs: int) -> None:
     import anndata as ad
 
     warnings.simplefilter("ignore")
-    table = ad.read_h5ad(file)
+    table, turns = ad.read_h5ad(file), Turns()
     kind, *rest = name.split()
     if kind == "masked":
-        run = masked(table, rest[0], "sparse" if "sparse" in rest else "auto")
+        masked(table, rest[0], "sparse" if "sparse" in rest else "auto", epochs, turns)
     elif kind == "limit":
-        run = limit(table, rest[0])
+        limit(table, rest[0], epochs, turns)
     else:
-        run = scvi(table, rest[0] if rest else "zinb")
-    run(1)  # imports and first allocations
-    start = time.perf_counter()
-    run(1)
-    middle = time.perf_counter()
-    run(1 + epochs)
-    seconds = (time.perf_counter() - middle - (middle - start)) / epochs
-    return {"seconds": seconds, "memory": peak_mb()}
+        scvi(table, rest[0] if rest else "zinb", epochs, turns)
 
 
 # --- time to equal reconstruction ---
@@ -243,6 +247,37 @@ def child(*arguments: str) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+class Contestant:
+    """A process that trains when it is called, and the seconds of each of its turns."""
+
+    def __init__(self, name: str, file: str, epochs: int) -> None:
+        self.errors = tempfile.TemporaryFile("w+")
+        command = [sys.executable, __file__, "--child", "turns", name, file, str(epochs)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
+        )
+        self.name, self.seconds, self.memory = name, [], 0.0
+        self._read()  # the first turn comes with all that is set up
+
+    def _read(self) -> float:
+        for line in self.process.stdout:
+            if line.startswith('{"seconds"'):
+                found = json.loads(line)
+                self.memory = found["memory"]
+                return found["seconds"]
+        self.errors.seek(0)
+        sys.exit(f"{self.name} stopped: {self.errors.read()}")
+
+    def turn(self) -> None:
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        self.seconds.append(self._read())
+
+    def stop(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
 def simulate(path: str, n_rows: int, n_genes: int) -> None:
     import histoweave as hw
 
@@ -253,57 +288,68 @@ def simulate(path: str, n_rows: int, n_genes: int) -> None:
     table.write_h5ad(path)
 
 
+def table_of(rivals: dict[str, Contestant], n_rows: int) -> list[str]:
+    """Seconds of an epoch by the turns, and ratios of the turns of one round."""
+    lines = ["\n| | s/epoch, median (range) | limit / this | scVI / this | peak memory, MB |\n|---|---|---|---|---|"]
+    for name, rival in rivals.items():
+        epoch = [seconds * -(-n_rows // BATCH) / TURN for seconds in rival.seconds]
+        floor = rivals["limit nb" if "nb" in name or name == "scvi" else "limit mse"]
+        peer = rivals.get("scvi nb" if "nb" in name else "scvi")
+        ratios = [
+            spread([a / b for a, b in zip(other.seconds, rival.seconds, strict=True)]) if other else "not run"
+            for other in (floor, peer)
+        ]
+        lines.append(f"| {NAMES[name]} | {spread(epoch, 3)} | {ratios[0]} | {ratios[1]} | {rival.memory:,.0f} |")
+    return lines
+
+
 def spread(values: list[float], digits: int = 2) -> str:
-    return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f}..{max(values):,.{digits}f})"
+    """Median, and the range of the middle nine tenths."""
+    low, middle, high = np.quantile(values, [0.05, 0.5, 0.95])
+    return f"{middle:,.{digits}f} ({low:,.{digits}f}..{high:,.{digits}f})"
+
+
+def run_child(kind: str, name: str, file: str, epochs: int) -> None:
+    if kind == "turns":
+        contestant(name, file, epochs)
+        return
+    import anndata as ad
+
+    warnings.simplefilter("ignore")
+    model, *rest = name.split()
+    curve = masked_curve if model == "masked" else scvi_curve
+    print(json.dumps({"curve": curve(ad.read_h5ad(file), rest[0] if rest else "zinb", epochs)}))
 
 
 def main() -> None:
     if sys.argv[1:2] == ["--child"]:
-        if sys.argv[2] == "curve":
-            import anndata as ad
-
-            warnings.simplefilter("ignore")
-            name, file, epochs = sys.argv[3:]
-            kind, *rest = name.split()
-            curve = masked_curve if kind == "masked" else scvi_curve
-            points = curve(ad.read_h5ad(file), rest[0] if rest else "zinb", int(epochs))
-            print(json.dumps({"curve": points}))
-            return
-        name, file, epochs = sys.argv[2:]
-        print(json.dumps(contestant(name, file, int(epochs))))
+        run_child(*sys.argv[2:5], int(sys.argv[5]))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=30)
     parser.add_argument("--rows", type=int, default=4000)
     parser.add_argument("--genes", type=int, default=3000)
-    parser.add_argument("--epochs", type=int, help="timed epochs; default: about 150 steps")
     parser.add_argument("--without-scvi", action="store_true")
     parser.add_argument("--race-epochs", type=int, default=40, help="epochs of the second table, 0 for none")
     options = parser.parse_args()
     names = [name for name in NAMES if not (options.without_scvi and name.startswith("scvi"))]
-    epochs = options.epochs or max(1, 150 * BATCH // options.rows)
-    figures: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    epochs = 2 + (options.turns + 1) * TURN * BATCH // options.rows
     with tempfile.TemporaryDirectory() as folder:
         file = f"{folder}/table.h5ad"
         simulate(file, options.rows, options.genes)
-        for _ in range(options.repeats):
-            for name in names:
-                figures[name].append(child(name, file, str(epochs)))
-                print(f"{name}: {figures[name][-1]['seconds']:.3f} s/epoch", file=sys.stderr)
+        rivals = {name: Contestant(name, file, epochs) for name in names}
+        for i in range(options.turns):
+            for name in names[:: 1 if i % 2 else -1]:
+                rivals[name].turn()
+            print(f"turn {i + 1} of {options.turns}", file=sys.stderr)
+        for rival in rivals.values():
+            rival.stop()
         raced = options.race_epochs and not options.without_scvi
-        rivals = ["scvi", "scvi nb", "masked mse", "masked nb"]
-        second = race(file, options.race_epochs, rivals) if raced else []
-    print(f"\n{options.rows:,} rows x {options.genes:,} genes, batches of {BATCH}; {options.repeats} runs")
-    print("\n| | s/epoch, median (range) | limit / this | scVI / this | peak memory, MB |\n|---|---|---|---|---|")
-    for name in names:
-        seconds = [run["seconds"] for run in figures[name]]
-        floor = figures["limit nb" if "nb" in name or name == "scvi" else "limit mse"]
-        shares = [f["seconds"] / s for f, s in zip(floor, seconds, strict=True)]
-        rival = figures.get("scvi nb" if "nb" in name else "scvi", [])
-        ratios = spread([r["seconds"] / s for r, s in zip(rival, seconds, strict=True)]) if rival else "not run"
-        memory = spread([run["memory"] for run in figures[name]], 0)
-        print(f"| {NAMES[name]} | {spread(seconds, 3)} | {spread(shares)} | {ratios} | {memory} |")
-    print("\n".join(second))
+        second = race(file, options.race_epochs, ["scvi", "scvi nb", "masked mse", "masked nb"]) if raced else []
+    print(
+        f"\n{options.rows:,} rows x {options.genes:,} genes, batches of {BATCH}; {options.turns} turns of {TURN} steps"
+    )
+    print("\n".join([*table_of(rivals, options.rows), *second]))
 
 
 if __name__ == "__main__":
