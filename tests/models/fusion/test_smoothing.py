@@ -100,6 +100,7 @@ def test_classifier_reports_before_and_after_and_helps_on_a_new_section(sections
     assert smooth > (plain.predict(blocks)["predicted"] == truth).mean() + 0.05
     np.testing.assert_array_equal(clf.predict(blocks)["predicted"], plain.predict(blocks)["predicted"])
     clf.save(tmp_path / "model")
+    assert "macro_f1_before" in (tmp_path / "model" / "README.md").read_text()
     again = FusionClassifier.load(tmp_path / "model")
     np.testing.assert_array_equal(again.predict_proba(blocks, graph=near), clf.predict_proba(blocks, graph=near))
 

@@ -340,4 +340,5 @@ class FusionClassifier(TellsWeights, Model):
         if self.history.empty:
             return [*lines, "Too few labels to hold any out."]
         columns = ["modalities", "n", "accuracy", "balanced_accuracy", "macro_f1", "log_loss", "ece"]
+        columns += [name for name in ("macro_f1_before", "smoothing_strength") if name in self.history]
         return [*lines, *markdown_table(self.history[columns])]
