@@ -108,7 +108,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
                 ax.plot(line.index, line, style, color=color, marker="o", label=f"{arm}, {kind}")
         ax.set(title=name, xlabel="share of genes missing", ylabel="accuracy")
         ax.spines[["top", "right"]].set_visible(False)
-    axes[0, -1].legend(frameon=False, fontsize=8)
+    axes[0, -1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     plt.savefig(path, dpi=150)
 
 
