@@ -71,7 +71,7 @@ def test_finds_what_only_the_combination_shows():
     test, truth = exclusive_or(400, seed=1)
     accuracy = {}
     for name, method in (("attention", "cross_attention"), ("stack", "stack")):
-        clf = FusionClassifier(method, heads="linear", n_inner=3).fit(train, y.astype(str))
+        clf = FusionClassifier(method, heads="linear", n_inner=2).fit(train, y.astype(str))
         accuracy[name] = (clf.predict(test)["predicted"] == truth.astype(str)).mean()
         if method == "cross_attention":
             alone = (clf.predict(test, modalities=["gene"])["predicted"] == truth.astype(str)).mean()
@@ -88,7 +88,7 @@ def test_as_good_as_logistic_regression_where_that_is_the_truth():
     shares = {}
     for method in ("cross_attention", "concat"):
         part = {m: block[:250] for m, block in blocks.items()}
-        clf = FusionClassifier(method, heads="linear", n_inner=3).fit(part, y[:250].astype(str))
+        clf = FusionClassifier(method, heads="linear", n_inner=2).fit(part, y[:250].astype(str))
         guess = clf.predict({m: block[250:] for m, block in blocks.items()})["predicted"]
         shares[method] = (guess == y[250:].astype(str)).mean()
     assert shares["cross_attention"] > shares["concat"] - 0.04
