@@ -222,7 +222,7 @@ class RegionClassifier(TellsNovelty, SavedChain, Model):
 
     def _neighbours(self, light: AnnData) -> sp.csr_matrix | None:
         """Return the graph to smooth over; ``None`` where nothing is smoothed."""
-        if self._new_fusion().smoothing is None:
+        if self.fusion_options.get("smoothing") is None:
             return None
         require_key(light.obsm, _keys.SPATIAL, where="adata.obsm", argument="spatial_key")
         return ring_graphs(light, n_rings=1)[0]

@@ -59,6 +59,7 @@ class FusionClassifier(TellsWeights, Model):
         Let the answer follow the neighbours', where `fit` and `predict` are given them: ``"potts"`` (mean field of a
         Potts model [1]_) or ``"vote"`` (mean of their probabilities). How strongly is chosen out of fold, and
         ``history`` says what it did to the scores. Layers one spot wide are lost to it.
+        Explanations speak of the answer before it is smoothed.
     coverage
         Share of rows that should get an answer; on the rest, the least confident, the classifier abstains.
         The threshold is the matching quantile of confidence out of fold.
