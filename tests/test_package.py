@@ -207,6 +207,7 @@ def test_importing_the_package_is_cheap():
     assert not (SLOW | TORCH | {"anndata", "pandas", "dask", "matplotlib"}) & loaded
 
 
+@pytest.mark.slow
 def test_naming_every_function_outside_models_stays_light():
     names = [name for name in PUBLIC if name.split(".")[0] in ("io", "pp", "pl", "metrics", "datasets")]
     loaded = loaded_after("import histoweave as hw\n" + "\n".join(f"hw.{name}" for name in names))

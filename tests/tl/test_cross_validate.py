@@ -191,6 +191,7 @@ def test_missing_folds_or_labels(table):
         hw.tl.cross_validate(table, model=GENES)
 
 
+@pytest.mark.slow
 def test_same_seed_same_scores_and_spatialdata_too(table):
     first = hw.tl.cross_validate(table, model=GENES)
     pd.testing.assert_frame_equal(first, hw.tl.cross_validate(table, model=GENES))

@@ -66,6 +66,7 @@ def test_absent_modality_is_not_looked_at():
     torch.testing.assert_close(network(x, torch.ones(4, 2, dtype=torch.bool)), network(x))
 
 
+@pytest.mark.slow
 def test_finds_what_only_the_combination_shows():
     train, y = exclusive_or(400)
     test, truth = exclusive_or(400, seed=1)
@@ -80,6 +81,7 @@ def test_finds_what_only_the_combination_shows():
     assert alone < 0.6
 
 
+@pytest.mark.slow
 def test_as_good_as_logistic_regression_where_that_is_the_truth():
     rng = np.random.default_rng(0)
     y = rng.integers(0, 3, 500)

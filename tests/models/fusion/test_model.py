@@ -65,6 +65,7 @@ def test_missing_rows_missing_modality_and_choice_agree(method):
     assert frame["abstain"][5:10].all()
 
 
+@pytest.mark.slow
 def test_useless_modality_costs_little():
     blocks, y, groups = simulate(gene=0.0)
     clf = FusionClassifier().fit(blocks, y, groups=groups)
@@ -107,6 +108,7 @@ def test_at_zero_signal_the_score_out_of_fold_is_chance():
     assert np.abs(history["accuracy"] - 1 / 3).max() < 4 * spread
 
 
+@pytest.mark.slow
 def test_groups_matter_where_rows_repeat():
     """Features that only name the group look perfect between rows and are worth nothing between groups."""
     rng = np.random.default_rng(0)

@@ -129,7 +129,7 @@ def test_missing_genes_are_hidden_not_zero(first, second):
         keep = np.ones(second.n_vars)
         keep[dropped] = 0
         filled.X = filled.layers["counts"] = (second.X @ sp.diags(keep)).tocsr()
-        with pytest.warns(HistoweaveWarning, match="45 of the model's 150 genes are not in the table; they are hid"):
+        with pytest.warns(HistoweaveWarning, match="45 of the model's 150 genes are not in the table; they are est"):
             hidden.append(transfer_accuracy(Z, y, model.embed(fewer), region(second)))
         zero.append(transfer_accuracy(Z, y, model.embed(filled), region(second)))
     assert full - np.mean(hidden) < full - np.mean(zero)

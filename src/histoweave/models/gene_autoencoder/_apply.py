@@ -31,7 +31,7 @@ BATCH = 2048  # rows at a time without gradients
 class Applied(GeneEncoder):
     """The half of :class:`GeneAutoencoder` that needs no training."""
 
-    _without = "; they are hidden."
+    _without = "; they are estimated from the others, or with a likelihood of counts taken to be at their mean."
 
     def embed(
         self,
@@ -64,15 +64,17 @@ class Applied(GeneEncoder):
 
     def _embed(self, expression: Expression, n_masks: int = 0) -> np.ndarray:
         rows = self._rows(expression)
-        shown = torch.from_numpy(rows.present)[None]
+        present = torch.from_numpy(rows.present).to(rows.device)
+        hidden = torch.zeros((1, len(self.genes)), dtype=torch.bool)
         if n_masks:
             masker = Masker(len(self.genes), "random", self.mask_rate)
-            shown = shown & ~masker.draw(n_masks, torch_generator(self.random_state))
-        shown = shown.to(rows.device)
+            hidden = masker.draw(n_masks, torch_generator(self.random_state))
+        hidden = hidden.to(rows.device)
         out = np.full((len(rows.usable), self.n_latent), np.nan, dtype=np.float32)
         for part, x, around in self._batches(rows):
-            total = sum(self._net.hide(x, ~row[None], around, ~row[None]) for row in shown)
-            out[part] = (total / len(shown)).cpu().numpy()
+            x = self._net.complete(x, present, around)
+            total = sum(self._net.hide(x, row[None], around, row[None]) for row in hidden)
+            out[part] = (total / len(hidden)).cpu().numpy()
         return out
 
     def impute(

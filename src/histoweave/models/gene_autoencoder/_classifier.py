@@ -82,7 +82,7 @@ class GeneClassifier(Classified):
     Notes
     -----
     Classes weigh the same, however many spots each has. Values are centred as in the encoder, so a gene at its
-    mean is 0. Genes that a new table lacks are hidden, as in training. Rows without counts are NaN.
+    mean is 0. Genes that a new table lacks are what the encoder predicts from the others. Rows without counts are NaN.
 
     References
     ----------

@@ -138,7 +138,7 @@ class Rows:
     Parameters
     ----------
     expression
-        The chosen genes of a table; those that it lacks are hidden throughout.
+        The chosen genes of a table; those that it lacks are 0 throughout.
     target_sum
         Depth every row is brought to before the logarithm.
     centre

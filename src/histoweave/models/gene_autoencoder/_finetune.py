@@ -37,14 +37,14 @@ class TunedEncoder(nn.Module):
     Parameters
     ----------
     network
-        The trained network; only its encoder is copied.
+        The trained network; its encoder is copied, and genes that a table lacks are what it predicts.
     bottleneck
         Width of the adapters, 0 for none.
     """
 
     def __init__(self, network: GeneNetwork, bottleneck: int) -> None:
         super().__init__()
-        self.n_genes = network.n_genes
+        self._complete = network.complete
         self.first, self.first_bias, latent = map(deepcopy, (network.first, network.first_bias, network.latent))
         layers, width = [], self.first.out_features
         for layer in [*deepcopy(network.encoder), latent]:
@@ -55,9 +55,8 @@ class TunedEncoder(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor, present: Tensor) -> Tensor:
-        """Embed centred log values ``(n, genes)``, 0 where hidden, of which those in the mask are visible."""
-        h = self.first(x) * (self.n_genes / present.sum().clamp(min=1))
-        return self.layers(h + self.first_bias)
+        """Embed centred log values ``(n, genes)``, of which those in the mask ``(genes,)`` are known, the others 0."""
+        return self.layers(self.first(self._complete(x, present)) + self.first_bias)
 
 
 class LinearEncoder(nn.Module):

@@ -116,8 +116,9 @@ class GeneAutoencoder(Applied):
     Notes
     -----
     After the masked autoencoders of Richter et al. (2025, Nature Machine Intelligence 7:68): what the first layer
-    sums over the visible genes is rescaled to all genes, and the loss counts hidden genes only. So a gene that a
-    new table lacks is hidden, not 0. The section is told to the decoder alone. Rows are trained on in an order
+    sums over the visible genes is rescaled to all genes, and the loss counts hidden genes only. Genes that a new
+    table lacks are predicted from the others before it is embedded; with a likelihood of counts they are taken to
+    be at their mean. The section is told to the decoder alone. Rows are trained on in an order
     that does not depend on that of the table. Rows without counts are NaN.
 
     Examples

@@ -113,6 +113,18 @@ class GeneNetwork(nn.Module):
             x * seen, seen.sum(dim=1, keepdim=True), around * beside, beside.sum(dim=1, keepdim=True)
         )  # fmt: skip
 
+    def complete(self, x: Tensor, present: Tensor, around: Tensor | None = None) -> Tensor:
+        """Return ``x`` with the genes that the mask ``present`` ``(genes,)`` lacks as predicted from the others.
+
+        A likelihood of counts predicts none of the centred log values that the encoder takes: its genes stay 0, at
+        their mean. Scaling up what is left instead, as in training, would magnify its noise with it.
+        """
+        if self.likelihood != "mse" or bool(present.all()):
+            return x
+        absent = ~present[None]
+        unknown = torch.full((len(x),), -1, device=x.device)
+        return torch.where(absent, self.decode(self.hide(x, absent, around, absent), unknown)["value"], x)
+
     def forward(self, x: Tensor, mask: Tensor, section: Tensor) -> dict[str, Tensor]:
         """Hide the genes in ``mask`` and predict all."""
         return self.decode(self.hide(x, mask), section)

@@ -38,6 +38,7 @@ class Views:
     def __init__(self, encoder: GeneEncoder, expression: Expression, rings: Sequence[sp.csr_matrix]) -> None:
         if isinstance(encoder, Applied):
             self._values, device = encoder._rows(expression), resolve_device(encoder.device)
+            encoder._net.to(device)  # it predicts the genes that the table lacks
         else:
             device = "cpu"
             self._values = Rows(expression, target_sum=encoder._target, centre=True, mean=encoder._scaler.mean)
