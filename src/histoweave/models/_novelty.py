@@ -19,6 +19,7 @@ from histoweave._validate import warn
 from histoweave.models._base import Arrays, prefixed, subset
 from histoweave.models._inner_groups import tissue_blocks
 from histoweave.models._pca import LinearMap
+from histoweave.models._profiles import Matrix, Profiles
 from histoweave.models.image_encoder._model import FEATURES
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ SECTION_RATE = 0.02  # and of sections, in all modalities together, if log dista
 LEAST_GENES = 0.5  # a table with a smaller share of the model's genes was measured in another way
 N_PARTS = 4  # of a single section
 MAX_FOLDS = 12  # more parts than this are held out several at a time
-
-Matrix = np.ndarray | sp.csr_matrix
 
 
 @dataclass
@@ -91,16 +90,13 @@ class Novelty:
         The training rows.
     limit
         Log distance that a share ``SPOT_RATE`` of training rows exceeds when their part is held out.
-    levels
-        Median log distance of each training donor or section when it is held out; empty with fewer than two.
-    spread
-        Standard deviation of the log distance within one section.
+    profiles
+        Means of whole sections; ``None`` with fewer than two donors or sections.
     """
 
     cloud: Cloud
     limit: float
-    levels: np.ndarray
-    spread: float
+    profiles: Profiles | None
 
     @classmethod
     def fit(cls, X: np.ndarray, section: np.ndarray, part: np.ndarray, *, scale: bool, random_state: int) -> Self:
@@ -122,41 +118,35 @@ class Novelty:
         for number in np.unique(fold):
             out = fold == number
             distance[out] = Cloud.fit(X[~out], **options).distance(X[out])
-        frame = pd.DataFrame({"section": section, "part": part, "distance": distance})
-        per_section = frame.groupby(["part", "section"], observed=True)["distance"]
-        levels = per_section.median().groupby(level="part").mean().to_numpy()
-        if frame.groupby("section")["part"].nunique().max() > 1:  # parts of one section say nothing of the next
-            levels = np.empty(0)
-        spread = float(per_section.std().median())
-        return cls(Cloud.fit(X, **options), float(np.quantile(distance, 1 - SPOT_RATE)), levels, spread)
+        cloud = Cloud.fit(X, **options)
+        profiles = Profiles.fit(X, section, part, cloud.sd)
+        return cls(cloud, float(np.quantile(distance, 1 - SPOT_RATE)), profiles)
 
-    def section(self, distance: np.ndarray, rate: float) -> float:
-        """Return how far a section lies out, 1 at the limit.
+    def section(self, X: Matrix, distance: np.ndarray, present: np.ndarray | None, rate: float) -> float:
+        """Return how far a section of rows ``X`` lies out, 1 at the limit.
 
-        A share ``rate`` of usual sections exceeds it; or more than half of the spots exceed theirs, which is all that
-        one section allows to say, and more than two do.
+        Its mean lies further from that of the nearest training section than but for a share ``rate`` of usual sections;
+        or more than half of its spots exceed their limit, which is all that one training section allows to say.
         """
-        from scipy.stats import t
-
-        middle, k = float(np.median(distance)), len(self.levels)
-        limit = self.limit
-        if k:
-            within = self.spread**2 * np.pi / (2 * len(distance))  # of the median of so many spots
-            error = np.sqrt(self.levels.var(ddof=1) * (1 + 1 / k) + within)
-            limit = min(limit, self.levels.mean() + t.ppf(1 - rate, k - 1) * error)
-        return float(np.exp(middle - limit))
+        level = float(np.median(distance)) - self.limit
+        if self.profiles is not None:
+            level = max(level, self.profiles.distance(X, present) - self.profiles.limit(rate))
+        return float(np.exp(level))
 
     def state(self) -> tuple[dict[str, Any], Arrays]:
         """Return ``(config, arrays)``."""
         cloud = {name: getattr(self.cloud, name) for name in ("mean", "sd", "square", "centre", "precision")}
-        arrays = prefixed("cloud", cloud) | prefixed("map", self.cloud.map.arrays()) | {"levels": self.levels}
-        return {"limit": self.limit, "spread": self.spread}, arrays
+        arrays = prefixed("cloud", cloud) | prefixed("map", self.cloud.map.arrays())
+        if self.profiles is not None:
+            arrays |= prefixed("profiles", self.profiles.arrays())
+        return {"limit": self.limit}, arrays
 
     @classmethod
     def from_state(cls, config: dict[str, Any], arrays: Arrays) -> Self:
         """Rebuild from `state`."""
         cloud = Cloud(**subset("cloud", arrays), map=LinearMap.from_arrays(subset("map", arrays)))
-        return cls(cloud, config["limit"], arrays["levels"], config["spread"])
+        profiles = subset("profiles", arrays)
+        return cls(cloud, config["limit"], Profiles(**profiles) if profiles else None)
 
 
 class NoveltyCheck:
@@ -192,9 +182,10 @@ class NoveltyCheck:
             spot[:, column] = np.exp(distance - novelty.limit)
             share = float(present.mean()) if present is not None else np.nan
             for section, rows in rows_of.items():
-                here = distance[rows][~np.isnan(distance[rows])]
+                rows = rows[~np.isnan(distance[rows])]
+                here = distance[rows]
                 if len(here):
-                    level = novelty.section(here, SECTION_RATE / len(found))
+                    level = novelty.section(X[rows], here, present, SECTION_RATE / len(found))
                     verdicts.append({"section": section, "modality": name, "n_spots": len(here), "novelty": level,
                                      "novel_spots": float((here > novelty.limit).mean()), "genes_found": share,
                                      "out_of_distribution": level > 1 or share < LEAST_GENES})  # fmt: skip
@@ -211,7 +202,7 @@ class NoveltyCheck:
         if flagged.empty:
             return
         what = [f"{s!r} by {' and '.join(rows['modality'])}" for s, rows in flagged.groupby("section", sort=False)]
-        single = any(not len(self.parts[m].levels) for m in flagged["modality"])
+        single = any(self.parts[m].profiles is None for m in flagged["modality"])
         warn(
             f"Sections unlike those in training: {'; '.join(what)}. Their regions may be wrong however sure they look. "
             "Check tissue, stain, scale of the image and gene panel, see `novelty(data)` of the classifier; "
@@ -255,19 +246,20 @@ class TellsNovelty:
 
         Returns
         -------
-        A DataFrame, one row a section and modality: ``n_spots``, ``novelty`` (median distance of its spots, 1 at the
+        A DataFrame, one row a section and modality: ``n_spots``, ``novelty`` (how far the section lies out, 1 at the
         limit), ``novel_spots`` (share of spots beyond the spots' own limit), ``genes_found`` (share of the model's
         genes; NaN for images) and ``out_of_distribution`` (``novelty`` above 1, or half of the genes missing).
 
         Notes
         -----
-        Mahalanobis distance on ten principal components, and on what they leave over, of image features and
-        expression that are not standardised by section. Limits come from training donors (sections where donors are
-        not known) held out in turn. The spots' limit is what 1 % of the held-out spots exceed, in each modality. A
-        section is out of distribution when more than half of its spots exceed that, or when its level exceeds what
-        2 % of usual sections would if log distances were normal; these are skew, and up to 5 % do. With one training
-        section only the first can be said, against its own held-out parts: usual differences between slides may look
-        like another tissue.
+        Image features and expression are compared as they are, not standardised by section, in two ways. Spots: the
+        Mahalanobis distance on ten principal components, and on what they leave over; their limit is what 1 % of the
+        spots of training donors (sections where donors are not known) exceed when held out in turn. Sections: the
+        distance of their mean from that of the nearest training section, against that of training donors from each
+        other; the limit is what 2 % of usual sections would exceed if log distances were normal, with a standard
+        deviation that few donors tell little of and a prior completes. A section is out of distribution when its
+        mean exceeds that limit, or more than half of its spots theirs. With one training section only the second can
+        be said, against its own held-out parts: usual differences between slides may look like another tissue.
         """
         keys = {"layer": layer, "library_key": library_key, "spatial_key": spatial_key, "table_key": table_key}
         return self._novelty.apply(self._encoders, self._encode(data, modalities, **keys)[0])[1]

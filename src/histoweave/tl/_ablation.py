@@ -20,7 +20,8 @@ from histoweave.metrics._comparison import SCORES
 from histoweave.models import RegionClassifier
 from histoweave.models._inner_groups import kept_together
 from histoweave.tl._ablation_arms import ABLATIONS, Arms
-from histoweave.tl._fold_runner import ARMS, Answer, FoldRunner
+from histoweave.tl._fold_runner import ARMS, FoldRunner
+from histoweave.tl._labelled_folds import Answer, require_regions
 from histoweave.tl._nulls import permute_blocks
 
 if TYPE_CHECKING:
@@ -156,6 +157,7 @@ def ablation(
         require_choice(name, ABLATIONS, argument="ablate")
     require_choice(metric, tuple(SCORES), argument="metric")
     require_number(n_resamples, argument="n_resamples", at_least=1, integer=True)
+    require_regions(model)
     seeds = _distinct(seeds)
     keys = {"layer": layer, "library_key": library_key, "spatial_key": spatial_key, "table_key": table_key}
     runner = FoldRunner(data, model or RegionClassifier(), labels_key=labels_key, **keys)

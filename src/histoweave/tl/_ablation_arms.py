@@ -18,7 +18,8 @@ from histoweave.models.image_encoder import ImageEncoder
 from histoweave.models.image_encoder._pretexts import GUIDED
 from histoweave.pp._stain import stain_normalize
 from histoweave.tl._fold_embeddings import without
-from histoweave.tl._fold_runner import ARMS, Answer, FoldRunner
+from histoweave.tl._fold_runner import ARMS, FoldRunner
+from histoweave.tl._labelled_folds import Answer
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

@@ -10,11 +10,14 @@ import pandas as pd
 
 from histoweave import _keys
 from histoweave._random import child_seeds
+from histoweave._record import record
 from histoweave._resolve import working_copy
 from histoweave._settings import track
 from histoweave._validate import listing, require_choice
-from histoweave.models import RegionClassifier
-from histoweave.tl._fold_runner import ARMS, Answer, FoldRunner
+from histoweave.models import MultiLabelClassifier, RegionClassifier
+from histoweave.models.multilabel_classifier import PRESENT
+from histoweave.tl._fold_runner import ARMS, FoldRunner
+from histoweave.tl._labelled_folds import Answer
 from histoweave.tl._write import write_prediction
 
 if TYPE_CHECKING:
@@ -26,7 +29,7 @@ def cross_validate(
     data: AnnData | SpatialData,
     *,
     labels_key: str = _keys.REGION,
-    model: RegionClassifier | None = None,
+    model: RegionClassifier | MultiLabelClassifier | None = None,
     fold_key: str = _keys.FOLD,
     folds: Sequence[str] | None = None,
     arms: Sequence[str] = ("fused", "image", "gene"),
@@ -53,9 +56,11 @@ def cross_validate(
         AnnData or SpatialData object with folds from :func:`histoweave.pp.split`. Not changed unless
         ``key_added`` is given.
     labels_key
-        Labels in ``obs``; unlabelled rows are neither trained on nor scored.
+        Labels in ``obs``, or findings in ``obsm``; what is not labelled is neither trained on nor scored.
     model
-        A :class:`histoweave.models.RegionClassifier` whose arguments to use; it is not fitted itself.
+        A :class:`histoweave.models.RegionClassifier` whose arguments to use; it is not fitted itself. Or a
+        :class:`histoweave.models.MultiLabelClassifier`: then every finding is asked for by itself, on the same
+        embeddings.
     fold_key
         Column of ``obs`` with the folds.
     folds
@@ -65,7 +70,8 @@ def cross_validate(
     nulls
         Add what needs no tissue: majority, sequencing depth, coordinates, vote of labelled neighbours.
     key_added
-        Write the held-out predictions of the first arm under this name (``obs[f"{key_added}_predicted"]``, ...).
+        Write the held-out predictions of the first arm under this name (``obs[f"{key_added}_predicted"]``, ...); of
+        findings, their probabilities (``obsm[f"{key_added}_probability"]``).
     allow_leakage
         Score folds that leak all the same; the result says so (``leakage``).
     layer
@@ -83,7 +89,8 @@ def cross_validate(
     -------
     A tidy DataFrame, one row per fold and arm: ``fold``, ``arm``, ``kind`` (``"model"`` or ``"null"``),
     ``transductive``, ``n_train``, ``unseen_classes`` (test regions that no training row has), and the scores of
-    :func:`histoweave.metrics.classification`.
+    :func:`histoweave.metrics.classification`. Of findings, one row per fold, finding and arm: ``finding`` as well,
+    and the scores of :func:`histoweave.metrics.multilabel`.
 
     Raises
     ------
@@ -117,25 +124,34 @@ def cross_validate(
     rows, held_out = [], []
     for fold, seed in zip(track(chosen, "folds", unit="fold"), seeds, strict=True):
         found = runner.embed(fold)
-        clf = runner.fit(found, runner.labels.where(fold.train))
-        answers = {arm: runner.predict(clf, found, fold.test, ARMS[arm]) for arm in possible}
-        held_out.append(answers[possible[0]])
-        answers |= runner.nulls(fold, seed) if nulls else {}
-        for arm, (p, prediction) in answers.items():
-            about = runner.about(fold) | {"arm": arm, "kind": "model" if arm in ARMS else "null"}
-            rows.append(about | runner.score(fold.test, p, prediction["predicted"]))
+        for asked in runner.questions(fold):
+            clf = asked.fit(found, asked.labels.where(fold.train))
+            answers = {arm: asked.predict(clf, found, fold.test, ARMS[arm]) for arm in possible}
+            held_out.append((asked, answers[possible[0]]))
+            answers |= asked.nulls(fold, seed) if nulls else {}
+            for arm, (p, prediction) in answers.items():
+                about = asked.about(fold) | {"arm": arm, "kind": "model" if arm in ARMS else "null"}
+                rows.append(about | asked.score(fold.test, p, prediction["predicted"]))
     if key_added is not None:
         params = {
-            "labels_key": labels_key, "fold_key": fold_key, "arm": possible[0], "model": model._plain_arguments()
+            "labels_key": labels_key, "fold_key": fold_key, "arm": possible[0], "model": runner.model._plain_arguments()
         }  # fmt: skip
-        _write(working_copy(data, table_key)[1], key_added, held_out, runner.classes, params)
+        _write(working_copy(data, table_key)[1], key_added, held_out, params)
     return pd.DataFrame(rows).assign(leakage=leak)
 
 
-def _write(table: AnnData, key: str, held_out: list[Answer], classes: list[str], params: dict[str, Any]) -> None:
+def _write(table: AnnData, key: str, held_out: list[tuple[FoldRunner, Answer]], params: dict[str, Any]) -> None:
+    if held_out[0][0].finding is not None:
+        found = pd.DataFrame(index=table.obs_names)
+        for asked, (p, prediction) in held_out:
+            found.loc[table.obs_names[prediction.index], asked.finding] = p[:, asked.classes.index(PRESENT)]
+        table.obsm[key + _keys.PROBABILITY] = found.astype("float32")
+        record(table, key + _keys.PROBABILITY, "tl.cross_validate", params, findings=list(found))
+        return
+    classes = held_out[0][0].classes
     frame = pd.DataFrame({"predicted": None, "confidence": np.nan, "abstain": True}, index=table.obs_names)
     probability = pd.DataFrame(np.nan, index=table.obs_names, columns=classes)
-    for p, prediction in held_out:
+    for _, (p, prediction) in held_out:
         frame.iloc[prediction.index] = prediction[list(frame)].to_numpy()
         probability.iloc[prediction.index] = p
     write_prediction(table, key, frame, probability, "tl.cross_validate", params)

@@ -12,27 +12,22 @@ from anndata import AnnData
 
 from histoweave import _keys
 from histoweave._resolve import get_table
-from histoweave._validate import listing, require_choice, warn
-from histoweave.metrics import classification
-from histoweave.models import RegionClassifier
-from histoweave.models._prepare import masked_labels
+from histoweave.models import MultiLabelClassifier, RegionClassifier
 from histoweave.models.region_classifier import MODALITIES
 from histoweave.pp._context import context_features
 from histoweave.pp._graph import ring_graphs
-from histoweave.pp._split import Fold, iter_folds, leakage
+from histoweave.pp._split import Fold
 from histoweave.tl._fold_embeddings import FoldEmbeddings, part, without, without_images
-from histoweave.tl._nulls import predict_nulls
+from histoweave.tl._labelled_folds import Answer, LabelledFolds
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 Embeddings = Mapping[str, np.ndarray]
-Answer = tuple[np.ndarray, pd.DataFrame]
 ARMS = {"fused": ["image", "gene"], "image": ["image"], "gene": ["gene"]}  # what each is predicted from
-FOLD_KEYS = {"library_key": _keys.LIBRARY, "spatial_key": _keys.SPATIAL}  # under which a light table has them
 
 
-class FoldRunner:
+class FoldRunner(LabelledFolds):
     """Prepare a table once; embed, fit, predict and score on its folds.
 
     The order of a run, each step as often as a question needs::
@@ -41,6 +36,7 @@ class FoldRunner:
         folds, leak = runner.folds()                                   # refuses folds that leak
         for fold in folds:
             found = runner.embed(fold)                                 # the costly step, kept for the fold
+            # of findings: for runner in runner.questions(fold), and go on the same
             clf = runner.fit(found, runner.labels.where(fold.train))   # or fewer labels, n_rings=, seed=, modalities
             p, prediction = runner.predict(clf, found, fold.test)      # or modalities=["image"]
             scores = runner.about(fold) | runner.score(fold.test, p, prediction["predicted"])
@@ -51,27 +47,21 @@ class FoldRunner:
         AnnData or SpatialData object; not changed.
     model
         Whose arguments to use; it is not fitted itself.
-    labels_key, layer, library_key, spatial_key, table_key
+    labels_key
+        As for :class:`LabelledFolds`, whose attributes a runner has as well.
+    layer, library_key, spatial_key, table_key
         As for :meth:`histoweave.models.RegionClassifier.fit`.
 
     Attributes
     ----------
-    light
-        The table with crops, counts in ``X``, and sections and coordinates under the default keys.
     sizes
         Size in um of every kind of crop, empty without images.
-    labels
-        Class name of every row, missing where unlabelled.
-    classes
-        All class names, in the order of the columns of probabilities.
-    y
-        Class number of every row, -1 where unlabelled.
     """
 
     def __init__(
         self,
         data: AnnData | SpatialData,
-        model: RegionClassifier,
+        model: RegionClassifier | MultiLabelClassifier,
         *,
         labels_key: str = _keys.REGION,
         layer: str | None = None,
@@ -79,12 +69,10 @@ class FoldRunner:
         spatial_key: str = _keys.SPATIAL,
         table_key: str = _keys.TABLE,
     ) -> None:
-        self.labels = masked_labels(get_table(data, table_key), labels_key)
-        self.model = model
+        super().__init__(get_table(data, table_key), model, labels_key)
         self.keys = {"layer": layer, "library_key": library_key, "spatial_key": spatial_key, "table_key": table_key}
-        self.light, self.sizes = self._new()._light(data, model.crop_um, model.out_px, MODALITIES, **self.keys)
-        self.classes = sorted(self.labels.dropna().unique())
-        self.y = pd.Categorical(self.labels, categories=self.classes).codes.astype(int)
+        chain = self.model
+        self.light, self.sizes = self._new()._light(data, chain.crop_um, chain.out_px, MODALITIES, **self.keys)
         self.section = self.light.obs[_keys.LIBRARY].astype(str).to_numpy()
         self.light.uns["spatial"] = without_images(self.light.uns["spatial"])  # copied with every part of the table
         self._spots = without(self.light, self.sizes, counts=False)
@@ -113,90 +101,10 @@ class FoldRunner:
         """Return an unfitted twin of the model with some other arguments."""
         return RegionClassifier(**self.model.arguments | {k: v for k, v in arguments.items() if v is not None})
 
-    def named(self, y: np.ndarray) -> pd.Series:
-        """Return class numbers as labels, missing where they are -1."""
-        names = np.asarray([*self.classes, None], dtype=object)  # -1 is the last
-        return pd.Series(names[y], index=self.labels.index)
-
     def has(self, *modalities: str) -> bool:
         """Tell whether all of these modalities are there."""
         there = {"image": bool(self.sizes), "gene": self.light.n_vars > 0}
         return all(there[name] for name in modalities)
-
-    def folds(
-        self,
-        names: Sequence[str] | None = None,
-        *,
-        fold_key: str = _keys.FOLD,
-        donor_key: str = _keys.DONOR,
-        allow_leakage: bool = False,
-        n_rings: int | None = None,
-    ) -> tuple[list[Fold], str]:
-        """Return the folds that can be scored, and why they leak (empty where they do not).
-
-        A fold without labelled rows to test on, or of two classes to train on, is left out with a warning.
-
-        Parameters
-        ----------
-        names
-            Folds to test on; all by default.
-        fold_key, donor_key
-            Columns of ``obs`` with the folds and the donors.
-        allow_leakage
-            Return folds that leak all the same.
-        n_rings
-            The most rings of neighbours that any fit will use, those of the model by default.
-
-        Raises
-        ------
-        ValueError
-            The folds leak, or none can be scored.
-        """
-        # judged on the table that knows how wide the crops of this model are
-        where = {"fold_key": fold_key} | FOLD_KEYS
-        rings = self.model.n_rings if n_rings is None else n_rings
-        reason = leakage(self.light, donor_key=donor_key, n_rings=rings, **where)
-        if reason and not allow_leakage:
-            msg = f"The folds leak: {reason} To score them all the same, pass `allow_leakage=True`."
-            raise ValueError(msg)
-        folds = [fold for fold in chosen_folds(self.light, names, **where) if self._usable(fold)]
-        if not folds:
-            msg = (
-                "No fold has labelled rows to train on (2 regions or more) and to test on. Run `hw.pp.split(...)` "
-                "again."
-            )
-            raise ValueError(msg)
-        return folds, reason or ""
-
-    def _usable(self, fold: Fold) -> bool:
-        n_regions, n_test = self.labels[fold.train].nunique(), int(self.labels[fold.test].notna().sum())
-        if n_regions < 2 or not n_test:
-            warn(
-                f"Fold {fold.name!r} is left out: {n_regions} regions to train on and {n_test} labelled rows to test "
-                "on."
-            )
-            return False
-        unseen = self._unseen(fold)
-        if unseen:
-            warn(f"Fold {fold.name!r}: no training row has {listing(unseen)}; its test rows count as errors.")
-        return True
-
-    def _unseen(self, fold: Fold) -> list[str]:
-        return sorted(set(self.labels[fold.test].dropna()) - set(self.labels[fold.train].dropna()))
-
-    def about(self, fold: Fold) -> dict[str, Any]:
-        """Return what to say of a fold: its name, ``transductive``, ``n_train`` and ``unseen_classes``.
-
-        ``transductive``: encoders saw the sections of the test rows, in a fold of blocks or because a given
-        encoder had been fitted on them. ``unseen_classes``: regions of test rows that no training row has.
-        """
-        seen = set(getattr(self.model.image, "sections_seen", []))
-        return {
-            "fold": fold.name,
-            "transductive": fold.transductive or not seen.isdisjoint(self.section[fold.test]),
-            "n_train": int(self.labels[fold.train].notna().sum()),
-            "unseen_classes": "; ".join(self._unseen(fold)),
-        }
 
     def embed(self, fold: Fold, *, seed: int | None = None, crops_key: str | None = None) -> dict[str, np.ndarray]:
         """Return the embedding of every modality, fitted on the sections of the fold's labelled training rows.
@@ -292,51 +200,3 @@ class FoldRunner:
         if n_rings not in self._rings:
             self._rings[n_rings] = ring_graphs(self._spots, n_rings=n_rings)
         return self._rings[n_rings]
-
-    def nulls(self, fold: Fold, seed: int) -> dict[str, Answer]:
-        """Return what needs no tissue to predict the test rows, by name, as :meth:`predict` does.
-
-        Parameters
-        ----------
-        fold
-            The fold.
-        seed
-            Seed.
-        """
-        train = fold.train & (self.y >= 0)
-        found = predict_nulls(self.light, self.y, train, fold.test, len(self.classes), seed)
-        names, index = np.asarray(self.classes, dtype=object), np.flatnonzero(fold.test)
-        return {
-            name: (p, pd.DataFrame({"predicted": names[p.argmax(axis=1)]}, index=index)) for name, p in found.items()
-        }
-
-    def score(
-        self, rows: np.ndarray, p: np.ndarray, predicted: pd.Series, *, y: np.ndarray | None = None
-    ) -> dict[str, Any]:
-        """Return the scores of :func:`histoweave.metrics.classification` and ``n_not_predicted``.
-
-        Parameters
-        ----------
-        rows
-            Mask of the rows predicted; unlabelled ones are not scored.
-        p, predicted
-            Of these rows, see :meth:`predict`. Where none could be predicted, there are no scores but ``n``.
-        y
-            Class numbers of all rows to score against, :attr:`y` by default.
-        """
-        y, names = (self.y if y is None else y)[rows], np.asarray(self.classes, dtype=object)
-        scored = (y >= 0) & ~np.isnan(p[:, 0])
-        scores: dict[str, Any] = {"n": 0.0}
-        if scored.any():
-            scores = classification(names[y[scored]], predicted.to_numpy()[scored], p[scored], classes=self.classes)
-        return scores | {"n_not_predicted": int(((y >= 0) & ~scored).sum())}
-
-
-def chosen_folds(table: AnnData, names: Sequence[str] | None, **keys: str) -> list[Fold]:
-    """Return the folds of these names, all by default; ``keys`` as for :func:`histoweave.pp._split.iter_folds`."""
-    folds = {fold.name: fold for fold in iter_folds(table, **keys)}
-    if names is None:
-        return list(folds.values())
-    for name in names:
-        require_choice(str(name), tuple(folds), argument="folds")
-    return [folds[str(name)] for name in names]

@@ -28,8 +28,8 @@ from histoweave.models._prepare import masked_labels
 from histoweave.models.image_encoder._model import FEATURES
 from histoweave.models.image_encoder._pretexts import PRETEXTS, WITHOUT_NETWORK
 from histoweave.pp._split import Fold, leakage
-from histoweave.tl._fold_runner import chosen_folds
 from histoweave.tl._label_subsets import nested_subset
+from histoweave.tl._labelled_folds import chosen_folds
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

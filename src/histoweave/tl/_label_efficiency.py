@@ -15,10 +15,9 @@ from histoweave import _keys
 from histoweave._random import child_seeds
 from histoweave._settings import track
 from histoweave._validate import HistoweaveWarning, listing, require_choice, require_number
-from histoweave.models import RegionClassifier
+from histoweave.models import MultiLabelClassifier, RegionClassifier
 from histoweave.pp._graph import ring_graphs
-from histoweave.tl._cross_validate import ARMS
-from histoweave.tl._fold_runner import FoldRunner
+from histoweave.tl._fold_runner import ARMS, FoldRunner
 from histoweave.tl._label_subsets import MODES, nested_subset
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ def label_efficiency(
     data: AnnData | SpatialData,
     *,
     labels_key: str = _keys.REGION,
-    model: RegionClassifier | None = None,
+    model: RegionClassifier | MultiLabelClassifier | None = None,
     fractions: Sequence[float] = FRACTIONS,
     mode: str | Sequence[str] = "spots",
     seeds: Sequence[int] = (0, 1, 2),
@@ -59,9 +58,11 @@ def label_efficiency(
     data
         AnnData or SpatialData object with folds from :func:`histoweave.pp.split`; not changed.
     labels_key
-        Labels in ``obs``; unlabelled rows are neither trained on nor scored.
+        Labels in ``obs``, or findings in ``obsm``; what is not labelled is neither trained on nor scored.
     model
-        A :class:`histoweave.models.RegionClassifier` whose arguments to use; it is not fitted itself.
+        A :class:`histoweave.models.RegionClassifier` whose arguments to use; it is not fitted itself. Or a
+        :class:`histoweave.models.MultiLabelClassifier`: then every finding is asked for by itself, on the same
+        embeddings.
     fractions
         Shares of the training labels, above 0 and up to 1.
     mode
@@ -95,7 +96,8 @@ def label_efficiency(
     A tidy DataFrame, one row per fold, mode, seed, fraction and arm: these, ``kind`` (``"model"`` or ``"null"``),
     ``n_train`` (labelled spots), ``n_smallest_class`` (of them, in the class that has fewest), ``transductive``,
     ``unseen_classes``, the scores of :func:`histoweave.metrics.classification`, and ``leakage``. Draw it with
-    :func:`histoweave.pl.label_efficiency`.
+    :func:`histoweave.pl.label_efficiency`. Of findings, one row a ``finding`` as well, with the scores of
+    :func:`histoweave.metrics.multilabel`; draw one finding at a time.
 
     Raises
     ------
@@ -139,27 +141,27 @@ def label_efficiency(
     rows = []
     for number, fold in enumerate(track(chosen, "folds", unit="fold")):
         found, fitted = runner.embed(fold), {}
-        for kind, seed, fraction in track(plan, "label subsets", unit="fit"):
+        for (kind, seed, fraction), asked in track(list(product(plan, runner.questions(fold))), "subsets", unit="fit"):
             labels = nested_subset(
-                runner.labels.where(fold.train),
+                asked.labels.where(fold.train),
                 fraction,
                 np.random.default_rng([seed, *fold.name.encode()]),
                 neighbours=neighbours if kind == "patches" else None,
                 section=runner.section,
             )
             part = replace(fold, train=labels.notna().to_numpy())
-            same = part.train.tobytes()  # all labels are the same rows in every draw
+            same = asked.finding, part.train.tobytes()  # all labels are the same rows in every draw
             if same not in fitted:
                 with warnings.catch_warnings():  # few labels are the point
                     warnings.filterwarnings("ignore", message="Too few labels to hold", category=HistoweaveWarning)
-                    clf = runner.fit(found, labels)
-                fitted[same] = {arm: runner.predict(clf, found, fold.test, ARMS[arm]) for arm in possible}
+                    clf = asked.fit(found, labels)
+                fitted[same] = {arm: asked.predict(clf, found, fold.test, ARMS[arm]) for arm in possible}
             answers = dict(fitted[same])
             if nulls:
-                answers |= runner.nulls(part, child_seeds(seed, len(chosen))[number])
-            about = runner.about(part) | {"mode": kind, "seed": seed, "fraction": fraction}
+                answers |= asked.nulls(part, child_seeds(seed, len(chosen))[number])
+            about = asked.about(part) | {"mode": kind, "seed": seed, "fraction": fraction}
             about["n_smallest_class"] = int(labels.value_counts().min())
             for arm, (p, prediction) in answers.items():
                 named = about | {"arm": arm, "kind": "model" if arm in ARMS else "null"}
-                rows.append(named | runner.score(fold.test, p, prediction["predicted"]))
+                rows.append(named | asked.score(fold.test, p, prediction["predicted"]))
     return pd.DataFrame(rows).assign(leakage=leak)

@@ -20,6 +20,7 @@ from histoweave.models import RegionClassifier
 from histoweave.pp._folds import Fold
 from histoweave.tl._fold_runner import ARMS, FoldRunner
 from histoweave.tl._label_names import harmonise
+from histoweave.tl._labelled_folds import require_regions
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -128,6 +129,7 @@ def transfer(
     """
     for arm in arms:
         require_choice(arm, tuple(ARMS), argument="arms")
+    require_regions(model)
     require_number(n_seeds, argument="n_seeds", at_least=1, integer=True)
     numbers = [n_target_labels] if isinstance(n_target_labels, int | np.integer) else list(n_target_labels)
     for number in numbers or [None]:

@@ -115,6 +115,8 @@ def test_epochs_are_those_with_the_least_loss_out_of_fold(fitted, encoder, strat
 def test_tuning_learns_what_the_frozen_encoder_does_not_hold(known):
     """Labels of an untrained encoder's blind spot: a whole tuned encoder gets them, its frozen embedding less so."""
     bad = GeneAutoencoder(2, widths=(32,), max_epochs=1).fit(known)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(bad._net.first.weight, std=known.n_vars**-0.5)  # it starts at principal components
     options = {"n_rings": 0, "n_inner": 2, "max_epochs": 40, "batch_size": 16, "learning_rate": 3e-3}
     frozen, full = (GeneClassifier(bad, strategy=s, **options).fit(known) for s in ("frozen", "full"))
     assert full.epochs_chosen > 0

@@ -66,10 +66,12 @@ def region(adata) -> np.ndarray:
 # ------------------------------------------------------------------ it learns
 
 
-def test_loss_falls_and_history_says_so(fitted):
+def test_loss_falls_and_history_says_so(first, fitted):
     assert fitted.history.columns.tolist() == ["epoch", "train_loss", "validation_loss"]
-    assert fitted.history["train_loss"].iloc[-1] < 0.95 * fitted.history["train_loss"].iloc[0]
-    assert fitted.history["validation_loss"].min() < 0.98 * fitted.history["validation_loss"].iloc[0]
+    assert fitted.history["train_loss"].min() < fitted.history["train_loss"].iloc[0]
+    counts = first.layers["counts"].toarray()
+    log = np.log1p(counts / counts.sum(axis=1, keepdims=True) * fitted._target)
+    assert fitted.history["validation_loss"].min() < 0.95 * log.var(axis=0).mean()  # what the genes' means leave
 
 
 @pytest.mark.parametrize("likelihood", ["nb", "zinb"])

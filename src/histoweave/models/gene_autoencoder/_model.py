@@ -16,7 +16,6 @@ from histoweave._validate import require_choice, require_number, warn
 from histoweave.models._base import Arrays, prefixed, subset
 from histoweave.models.gene_autoencoder._apply import Applied
 from histoweave.models.gene_autoencoder._correction import CORRECTIONS
-from histoweave.models.gene_autoencoder._counts import column_sums
 from histoweave.models.gene_autoencoder._data import LOADINGS, Expression, Rows
 from histoweave.models.gene_autoencoder._losses import LIKELIHOODS
 from histoweave.models.gene_autoencoder._masking import (
@@ -27,6 +26,7 @@ from histoweave.models.gene_autoencoder._masking import (
     read_programmes,
 )
 from histoweave.models.gene_autoencoder._module import GeneNetwork
+from histoweave.models.gene_autoencoder._start import start_at_components, start_at_mean
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -118,7 +118,8 @@ class GeneAutoencoder(Applied):
     After the masked autoencoders of Richter et al. (2025, Nature Machine Intelligence 7:68): what the first layer
     sums over the visible genes is rescaled to all genes, and the loss counts hidden genes only. Genes that a new
     table lacks are predicted from the others before it is embedded; with a likelihood of counts they are taken to
-    be at their mean. The section is told to the decoder alone. Rows are trained on in an order
+    be at their mean. The section is told to the decoder alone. The embedding starts as principal components
+    (whitened), so that few spots do not have to find them again. Rows are trained on in an order
     that does not depend on that of the table. Rows without counts are NaN.
 
     Examples
@@ -190,7 +191,7 @@ class GeneAutoencoder(Applied):
         rows = Rows(expression, target_sum=self._target, centre=self.centre, neighbours=self.neighbours)
         rows.to(device, loading=self.loading, counts=self.likelihood != "mse")
         genes = expression.genes
-        init_seed, train_seed, programme_seed = child_seeds(self.random_state, 3)
+        init_seed, train_seed, programme_seed, start_seed = child_seeds(self.random_state, 4)
         self.programmes_used = self._choose_programmes(rows, genes, programme_seed)
         masker = Masker(
             len(genes), self.masking, self.mask_rate, membership(self.programmes_used, genes) if self.programmes_used
@@ -198,7 +199,8 @@ class GeneAutoencoder(Applied):
         ).to(device)  # fmt: skip
         with torch_seed(init_seed):
             network = self._network(len(genes), len(rows.rows_of)).to(device)
-        _start_at_mean(network, rows)
+        start_at_mean(network, rows)
+        start_at_components(network, rows, start_seed)
         n_steps = max(1, -(-int(rows.usable.sum()) // self.batch_size))
         plan = Training(
             max_epochs=self.max_epochs or int(np.clip(STEPS // n_steps, *EPOCHS)),
@@ -254,15 +256,3 @@ class GeneAutoencoder(Applied):
             f"- epochs: {len(self.history)}; last: {scores}",
             f"- sections seen: {', '.join(self.sections_seen)}",
         ]
-
-
-def _start_at_mean(network: GeneNetwork, rows: Rows) -> None:
-    """Let the network start close to the genes' means instead of having to learn them first."""
-    with torch.no_grad():
-        network.last.weight.mul_(0.1)
-        if network.likelihood == "mse":
-            return  # centred values have mean 0
-        total = column_sums(rows.counts, np.flatnonzero(rows.usable))
-        depth = float(rows.depth[torch.from_numpy(rows.usable)].sum(dtype=torch.float64))
-        share = np.append(np.maximum(total, 0.5), max(depth - total.sum(), 0.5)) / depth
-        network.last.bias.copy_(torch.from_numpy(np.log(share)))
