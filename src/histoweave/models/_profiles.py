@@ -10,7 +10,7 @@ import scipy.sparse as sp
 
 from histoweave.models._base import Arrays
 
-PRIOR_SD, PRIOR_DONORS = 0.2, 4  # log distances of simulated donors vary by 0.05 to 0.2; counts as much as four donors
+PRIOR_SD, PRIOR_DONORS = 0.2, 4  # log distances of simulated donors vary by 0.05 to 0.15; counts as four donors would
 
 Matrix = np.ndarray | sp.csr_matrix
 
