@@ -2,8 +2,9 @@
 
 Pictures: the olfactory bulbs of Stahl et al. (2016), of which one section is left out at a time. It is shown as it is,
 as if it had taken up more stain (optical density times 1.25 and 1.5), and with the pictures of two arrays of the same
-tissue from elsewhere and of two sections of a breast tumour. Counts: patients of HER2ST (Andersson et al., 2021), one left
-out at a time, shown as they are and with the counts of every gene under the name of another. Nothing is chosen here.
+tissue from elsewhere and of two sections of a breast tumour. Counts: patients of HER2ST (Andersson et al., 2021), one
+left out at a time, shown as they are and with the counts of every gene under the name of another. Nothing is chosen
+here.
 
     python benchmarks/quality/novelty_real.py [--data ../shared/data]
 """
