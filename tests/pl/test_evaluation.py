@@ -129,6 +129,8 @@ def test_scores_draws_into_given_axes(results):
 
 
 def test_scores_bad_input(results):
+    with pytest.raises(ValueError, match="2 findings"):
+        hw.pl.scores(results.assign(finding=["tumour", *["necrosis"] * (len(results) - 1)]))
     with pytest.raises(TypeError, match="cross_validate"):
         hw.pl.scores({"arm": ["a"]})
     with pytest.raises(KeyError, match="macro_f1"):

@@ -92,3 +92,7 @@ def test_bad_input(results):
         hw.pl.label_efficiency(results, arms=["image"])
     with pytest.raises(ValueError, match="finite"):
         hw.pl.label_efficiency(results.assign(macro_f1=np.nan))
+    several = results.assign(finding=["tumour", *["necrosis"] * (len(results) - 1)])
+    with pytest.raises(ValueError, match="2 findings .*results\\['finding'\\] == 'tumour'"):
+        hw.pl.label_efficiency(several)
+    hw.pl.label_efficiency(several[several["finding"] == "necrosis"])

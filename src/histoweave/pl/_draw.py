@@ -32,6 +32,17 @@ _CIRCLE = np.column_stack([f(np.linspace(0, 2 * np.pi, 24, endpoint=False)) for 
 _SQUARE = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) / 2
 
 
+def require_one_finding(results: pd.DataFrame) -> None:
+    """Raise if scores are of several findings: their mean would pass for one of them."""
+    names = list(results["finding"].unique()) if "finding" in results else []
+    if len(names) > 1:
+        msg = (
+            f"`results` holds the scores of {len(names)} findings ({listing(names)}). Draw one at a time: "
+            f"`results[results['finding'] == {names[0]!r}]`."
+        )
+        raise ValueError(msg)
+
+
 def new_axes(ax: Any, n_rows: int, n_columns: int, panel: tuple[float, float]) -> np.ndarray:
     """Return axes ``(n_rows, n_columns)``: the given ones, or new ones of ``panel`` inches each."""
     if ax is None:

@@ -242,7 +242,7 @@ def scores(results: pd.DataFrame, *, metric: str = "macro_f1", ax: Axes | None =
     TypeError
         ``results`` is not a DataFrame.
     ValueError
-        No finite score, or another ``kind``.
+        No finite score, another ``kind``, or scores of several findings.
 
     Examples
     --------
@@ -255,6 +255,7 @@ def scores(results: pd.DataFrame, *, metric: str = "macro_f1", ax: Axes | None =
     if not isinstance(results, pd.DataFrame):
         msg = f"`results` must be the DataFrame of `hw.tl.cross_validate`, got {type(results).__name__}."
         raise TypeError(msg)
+    _draw.require_one_finding(results)
     for column, argument in (("arm", "results"), ("kind", "results"), (metric, "metric")):
         require_key(results, column, where="results.columns", argument=argument, run="hw.tl.cross_validate(...)")
     other = set(results["kind"]) - {"model", "null"}

@@ -60,7 +60,7 @@ def label_efficiency(
     TypeError
         ``results`` is not a DataFrame.
     ValueError
-        No finite score, or no such mode or arm.
+        No finite score, no such mode or arm, or scores of several findings.
 
     Examples
     --------
@@ -74,6 +74,7 @@ def label_efficiency(
     if not isinstance(results, pd.DataFrame):
         msg = f"`results` must be the DataFrame of `hw.tl.label_efficiency`, got {type(results).__name__}."
         raise TypeError(msg)
+    _draw.require_one_finding(results)
     run = "hw.tl.label_efficiency(...)"
     for column in (*COLUMNS, metric):
         argument = "results" if column in COLUMNS else "metric"
