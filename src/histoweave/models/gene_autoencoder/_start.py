@@ -30,9 +30,10 @@ def start_at_mean(network: GeneNetwork, rows: Rows) -> None:
 def start_at_components(network: GeneNetwork, rows: Rows, seed: int) -> None:
     """Let the embedding start as the principal components of the centred log values.
 
-    Each component goes through two units of opposite sign in every hidden layer. The decoder starts at what the
-    components reconstruct, each shrunk as much as half of the genes, whose noise counts twice, tell less of it. What is
-    left of the layers' random weights, and units to spare, are free to learn the rest.
+    Each component goes through two units of opposite sign in every hidden layer, of the decoder too. Its last layer
+    still starts at the genes' means: started at what the components reconstruct, it fits the training sections better
+    and predicts the genes of new patients worse. What is left of the random weights, and units to spare, are free to
+    learn the rest.
 
     Parameters
     ----------
@@ -48,12 +49,11 @@ def start_at_components(network: GeneNetwork, rows: Rows, seed: int) -> None:
     k = min(network.latent.out_features, min(widths) // 2, len(usable) - 1, network.n_genes - 1)
     if k < 1:
         return
-    axes, variance, noise = _components(rows, usable, k, seed)
-    sd, told = np.sqrt(variance), np.clip((variance - noise) / (variance + noise), 0, 1)
+    whitening = torch.from_numpy(_whitening(rows, usable, k, seed).astype(np.float32))
     with torch.no_grad():
         inputs = [network.first] if network.around is None else [network.first, network.around]
         for layer in inputs:  # neighbours count as much as the spot
-            _set_pairs(layer.weight, _tensor(axes / sd[:, None] / len(inputs)))
+            _set_pairs(layer.weight, whitening / len(inputs))
         for layer in (*_linear(network.encoder), *_linear(network.decoder)):
             layer.weight.mul_(REST)[: 2 * k] = 0
             _set_pairs(layer.weight[:, : 2 * k], _difference(k))
@@ -61,12 +61,10 @@ def start_at_components(network: GeneNetwork, rows: Rows, seed: int) -> None:
         network.latent.weight[:k, : 2 * k] = _difference(k)
         network.second.weight.mul_(REST)[: 2 * k] = 0
         _set_pairs(network.second.weight[:, :k], torch.eye(k))
-        if network.likelihood == "mse":
-            network.last.weight[:, : 2 * k] = _tensor(axes.T * sd * told) @ _difference(k)
 
 
-def _components(rows: Rows, usable: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return the axes ``(k, genes)``, the variance along each, and the mean variance along the others."""
+def _whitening(rows: Rows, usable: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """Return the weights that make components of variance 1 ``(k, genes)``."""
     from sklearn.utils.extmath import randomized_svd
     from threadpoolctl import threadpool_limits
 
@@ -75,9 +73,7 @@ def _components(rows: Rows, usable: np.ndarray, k: int, seed: int) -> tuple[np.n
     values = rows.log_batch(torch.from_numpy(usable).to(rows.device)).cpu().numpy()
     with threadpool_limits(1):  # sums in a fixed order: the same seed gives the same start
         _, s, axes = randomized_svd(values, k, random_state=seed)
-    variance = np.maximum(s**2 / len(values), 1e-12)
-    total = float(np.square(values, dtype=np.float64).sum()) / len(values)
-    return axes, variance, max(total - variance.sum(), 0) / (values.shape[1] - k)
+    return axes / np.maximum(s / np.sqrt(len(values)), 1e-6)[:, None]
 
 
 def _set_pairs(weight: Tensor, values: Tensor) -> None:
@@ -93,7 +89,3 @@ def _difference(k: int) -> Tensor:
 
 def _linear(layers: nn.Sequential) -> list[nn.Linear]:
     return [layer for layer in layers if isinstance(layer, nn.Linear)]
-
-
-def _tensor(values: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
