@@ -142,9 +142,10 @@ def cross_validate(
 
 def _write(table: AnnData, key: str, held_out: list[tuple[FoldRunner, Answer]], params: dict[str, Any]) -> None:
     if held_out[0][0].finding is not None:
-        found = pd.DataFrame(index=table.obs_names)
+        names = list(dict.fromkeys(asked.finding for asked, _ in held_out))
+        found = pd.DataFrame(np.nan, index=table.obs_names, columns=names)
         for asked, (p, prediction) in held_out:
-            found.loc[table.obs_names[prediction.index], asked.finding] = p[:, asked.classes.index(PRESENT)]
+            found.iloc[prediction.index, names.index(asked.finding)] = p[:, asked.classes.index(PRESENT)]
         table.obsm[key + _keys.PROBABILITY] = found.astype("float32")
         record(table, key + _keys.PROBABILITY, "tl.cross_validate", params, findings=list(found))
         return
