@@ -80,7 +80,7 @@ def limit(table, likelihood: str, epochs: int, turns: Turns) -> None:
     from histoweave.models.gene_autoencoder._masking import bernoulli
     from histoweave.models.gene_autoencoder._module import GeneNetwork
 
-    network = GeneNetwork(table.n_vars, 1, likelihood=likelihood, widths=(256, 128), n_latent=64, dropout=0.1)
+    network = GeneNetwork(table.n_vars, 1, likelihood=likelihood, widths=(128, 128), n_latent=64, dropout=0.1)
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3, weight_decay=0.01, fused=True)
     counts = torch.from_numpy(table.X[:BATCH].toarray())
     depth = counts.sum(dim=1, keepdim=True)

@@ -12,7 +12,7 @@ import pytest
 import histoweave as hw
 from histoweave._validate import HistoweaveWarning
 from histoweave.models import RegionClassifier
-from histoweave.models._novelty import SPOT_RATE, Cloud, Novelty, NoveltyCheck
+from histoweave.models._novelty import SPOT_RATE, Novelty, NoveltyCheck
 from histoweave.models.fusion import _inner
 from histoweave.models.fusion._heads import ForestHead
 
@@ -25,29 +25,6 @@ def few_trees() -> Iterator[None]:
 
 
 # ------------------------------------------------------------------ rates
-
-
-def test_distance_is_mahalanobis_on_components_and_what_they_leave():
-    """By singular vectors and the plain covariance; shrinkage is small with 4,000 rows."""
-    rng = np.random.default_rng(0)
-    plane = rng.normal(size=(10, 30))
-
-    def draw(n, scale):
-        return rng.normal(size=(n, 10)) * np.linspace(3, 1, 10) * scale @ plane + rng.normal(size=(n, 30)) * 0.3 + 5
-
-    X, new = draw(4000, 1.0), draw(500, 3.0)
-    cloud = Cloud.fit(X, scale=False, random_state=0)
-    directions = np.linalg.svd(X - X.mean(axis=0), full_matrices=False)[2][:10]
-
-    def coordinates(values):
-        centred = values - X.mean(axis=0)
-        rest = centred - centred @ directions.T @ directions
-        return np.column_stack([centred @ directions.T, np.log(np.sqrt((rest**2).mean(axis=1)))])
-
-    Z, asked = coordinates(X), coordinates(new)
-    centred = asked - Z.mean(axis=0)
-    exact = np.sqrt(np.einsum("ij,jk,ik->i", centred, np.linalg.inv(np.cov(Z.T)), centred) / 11)
-    np.testing.assert_allclose(np.exp(cloud.distance(new)), exact, rtol=0.05)
 
 
 def test_rate_of_spots_is_the_stated_one():

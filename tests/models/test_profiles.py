@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from histoweave.models._cloud import Ruler
 from histoweave.models._profiles import PRIOR_SD, Profiles
 
 
@@ -14,12 +15,16 @@ def drawn(centres, n, seed=0, sd=1.0):
     return np.vstack([c + sd * rng.normal(size=(n, len(c))) for c in centres]), np.repeat(np.arange(len(centres)), n)
 
 
+def ruler_of(X, unit=None):
+    return Ruler(np.ones(X.shape[1]) if unit is None else unit, np.square(X).mean(axis=0))
+
+
 def test_distance_is_that_of_the_nearest_section():
     rng = np.random.default_rng(1)
     centres, unit = rng.normal(size=(5, 8)) * 3, rng.uniform(0.5, 2, 8)
     X, section = drawn(centres, 4000)
     donor = np.array([0, 0, 1, 2, 2])[section]
-    found = Profiles.fit(X, section, donor, unit)
+    found = Profiles.fit(X, section, donor, ruler_of(X, unit))
     total = (np.square(X).mean(axis=0) / unit**2).sum()
 
     def log_distance(a, others):
@@ -37,7 +42,8 @@ def test_distance_is_that_of_the_nearest_section():
 def test_few_spots_are_not_far_for_their_noise():
     centres = np.zeros((4, 300))
     centres[:, 0] = (0, 3, 6, 9)
-    found = Profiles.fit(*drawn(centres, 2000), np.arange(4).repeat(2000), np.ones(300))
+    X, section = drawn(centres, 2000)
+    found = Profiles.fit(X, section, section, ruler_of(X))
     many, few = (
         np.mean([found.distance(drawn([centres[1] + np.eye(300)[1] * 3], n, seed=s)[0]) for s in range(20)])
         for n in (2000, 40)
@@ -50,7 +56,7 @@ def test_missing_features_leave_the_scale():
     rng = np.random.default_rng(3)
     shares = rng.dirichlet(np.full(400, 5.0), size=4)
     X = np.sqrt(np.vstack([rng.multinomial(4000, p, 500) / 4000 for p in shares]))
-    found = Profiles.fit(X, np.arange(4).repeat(500), np.arange(4).repeat(500), np.ones(400))
+    found = Profiles.fit(X, np.arange(4).repeat(500), np.arange(4).repeat(500), ruler_of(X))
     p = rng.dirichlet(np.full(400, 5.0))
     counts = rng.multinomial(4000, p, 500)
     present = rng.random(400) < 0.5
@@ -64,13 +70,13 @@ def test_rate_of_usual_sections_is_the_stated_one(k):
     rng, flagged = np.random.default_rng(k), []
     for _ in range(2000):
         levels = rng.normal(-1.0, PRIOR_SD, k)
-        limit = Profiles(*[np.empty(0)] * 4, levels).limit(0.05)
+        limit = Profiles(np.empty(0), np.empty(0), levels, None).limit(0.05)
         flagged.append(rng.normal(-1.0, PRIOR_SD) > limit)
     assert 0.02 < np.mean(flagged) < 0.066  # with two donors it errs on the safe side
 
 
 def test_one_donor_or_parts_of_a_section_say_nothing_of_the_next():
     X, section = drawn(np.zeros((2, 5)), 50)
-    assert Profiles.fit(X, section, np.zeros(100), np.ones(5)) is None
-    assert Profiles.fit(X, np.zeros(100), section, np.ones(5)) is None
-    assert len(Profiles.fit(X, section, section, np.ones(5)).levels) == 2
+    assert Profiles.fit(X, section, np.zeros(100), ruler_of(X)) is None
+    assert Profiles.fit(X, np.zeros(100), section, ruler_of(X)) is None
+    assert len(Profiles.fit(X, section, section, ruler_of(X)).levels) == 2

@@ -17,67 +17,20 @@ from histoweave._random import rng
 from histoweave._resolve import sections
 from histoweave._validate import warn
 from histoweave.models._base import Arrays, prefixed, subset
+from histoweave.models._cloud import N_COMPONENTS, Cloud
 from histoweave.models._inner_groups import tissue_blocks
-from histoweave.models._pca import LinearMap
 from histoweave.models._profiles import Matrix, Profiles
 from histoweave.models.image_encoder._model import FEATURES
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-N_COMPONENTS = 10
 MAX_ROWS = 3000  # eleven directions of a sample this large have settled
 SPOT_RATE = 0.01  # of spots like the training sections', this share is called novel, in each modality
 SECTION_RATE = 0.02  # and of sections, in all modalities together, if log distances of sections were normal
 LEAST_GENES = 0.5  # a table with a smaller share of the model's genes was measured in another way
 N_PARTS = 4  # of a single section
 MAX_FOLDS = 12  # more parts than this are held out several at a time
-
-
-@dataclass
-class Cloud:
-    """Where training rows lie: principal components, how far off them, and the covariance of both."""
-
-    mean: np.ndarray
-    sd: np.ndarray
-    square: np.ndarray
-    map: LinearMap
-    centre: np.ndarray
-    precision: np.ndarray
-
-    @classmethod
-    def fit(cls, X: np.ndarray, *, scale: bool, random_state: int) -> Self:
-        """Fit on rows ``(n, d)`` without NaN; ``scale`` where features have different units."""
-        from sklearn.covariance import LedoitWolf
-
-        mean, sd = X.mean(axis=0), X.std(axis=0)
-        sd = np.where(sd > 1e-6, sd, 1.0) if scale else np.ones_like(sd)
-        values = (X - mean) / sd
-        found = LinearMap.principal(values, min(N_COMPONENTS, min(values.shape) - 1), random_state)
-        cloud = cls(mean, sd, (X**2).mean(axis=0), found, np.empty(0), np.empty(0))
-        Z = cloud._coordinates(X, None)
-        spread = np.maximum(Z.std(axis=0), 1e-6)
-        cloud.centre = Z.mean(axis=0)
-        # in like units, because it shrinks to a ball
-        shrunk = LedoitWolf(assume_centered=True).fit((Z - cloud.centre) / spread)
-        cloud.precision = shrunk.precision_ / np.outer(spread, spread)
-        return cloud
-
-    def _coordinates(self, X: np.ndarray, present: np.ndarray | None) -> np.ndarray:
-        """Return the components, and the logarithm of what they leave over ``(n, n_components + 1)``."""
-        if present is not None:  # roots of shares of the genes that are there: together they are less than all
-            X = X * np.sqrt(self.square[present].sum() / self.square.sum())
-        values = (X - self.mean) / self.sd
-        T = self.map.apply(values, present)
-        rest = values - self.map.mean - T @ self.map.components
-        rest = rest if present is None else rest[:, present]
-        return np.column_stack([T, 0.5 * np.log((rest**2).mean(axis=1) + 1e-12)])
-
-    def distance(self, X: np.ndarray, present: np.ndarray | None = None) -> np.ndarray:
-        """Return the logarithm of the Mahalanobis distance, root mean square over the directions, ``(n,)``."""
-        Z = self._coordinates(X, present) - self.centre
-        squared = np.einsum("ij,jk,ik->i", Z, self.precision, Z) / len(self.centre)
-        return 0.5 * np.log(np.maximum(squared, 1e-12))
 
 
 @dataclass
@@ -119,7 +72,7 @@ class Novelty:
             out = fold == number
             distance[out] = Cloud.fit(X[~out], **options).distance(X[out])
         cloud = Cloud.fit(X, **options)
-        profiles = Profiles.fit(X, section, part, cloud.sd)
+        profiles = Profiles.fit(X, section, part, cloud.ruler)
         return cls(cloud, float(np.quantile(distance, 1 - SPOT_RATE)), profiles)
 
     def section(self, X: Matrix, distance: np.ndarray, present: np.ndarray | None, rate: float) -> float:
@@ -135,8 +88,7 @@ class Novelty:
 
     def state(self) -> tuple[dict[str, Any], Arrays]:
         """Return ``(config, arrays)``."""
-        cloud = {name: getattr(self.cloud, name) for name in ("mean", "sd", "square", "centre", "precision")}
-        arrays = prefixed("cloud", cloud) | prefixed("map", self.cloud.map.arrays())
+        arrays = prefixed("cloud", self.cloud.arrays())
         if self.profiles is not None:
             arrays |= prefixed("profiles", self.profiles.arrays())
         return {"limit": self.limit}, arrays
@@ -144,9 +96,8 @@ class Novelty:
     @classmethod
     def from_state(cls, config: dict[str, Any], arrays: Arrays) -> Self:
         """Rebuild from `state`."""
-        cloud = Cloud(**subset("cloud", arrays), map=LinearMap.from_arrays(subset("map", arrays)))
-        profiles = subset("profiles", arrays)
-        return cls(cloud, config["limit"], Profiles(**profiles) if profiles else None)
+        cloud, profiles = Cloud.from_arrays(subset("cloud", arrays)), subset("profiles", arrays)
+        return cls(cloud, config["limit"], Profiles(**profiles, ruler=cloud.ruler) if profiles else None)
 
 
 class NoveltyCheck:

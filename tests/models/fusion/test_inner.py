@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from histoweave.models.fusion._heads import ForestHead, LinearHead
+from histoweave.models.fusion._heads import N_LIGHT, ForestHead, LinearHead
 from histoweave.models.fusion._inner import LINEAR_C, apart, candidates, fit_head, inner_folds
 
 
@@ -55,6 +55,9 @@ def test_no_row_is_predicted_by_a_model_that_saw_its_group(head):
 
 def test_head_is_refitted_on_all_rows():
     X, y, groups = rows()
+    forest, p = fit_head([ForestHead(120)], X, y, 3, inner_folds(y, groups, 3, 0), seed=0)
+    assert forest.n_trees == 120 == len(forest.state()[1]["roots"])
+    np.testing.assert_array_equal(p, fit_head([ForestHead(N_LIGHT)], X, y, 3, inner_folds(y, groups, 3, 0), seed=0)[1])
     head, _ = fit_head([LinearHead(0.3)], X, y, 3, inner_folds(y, groups, 3, 0), seed=0)
     np.testing.assert_array_equal(head.coef, LinearHead(0.3).fit(X, y, 3, 0).coef)
 

@@ -66,7 +66,7 @@ def fit_head(
         for train, test in folds:
             known = test[np.isin(y[test], y[train])]
             if len(known):
-                p[known] = head.fit(X[train], y[train], n_classes, seed).predict_proba(X[known])
+                p[known] = head.light().fit(X[train], y[train], n_classes, seed).predict_proba(X[known])
         loss = balanced_log_loss(p, y)
         if loss < best_loss:
             best, best_loss, best_p = head, loss, p

@@ -143,7 +143,7 @@ class GeneAutoencoder(Applied):
         neighbours: bool = False,
         batch_correction: str | None = None,
         correction_weight: float = 10.0,
-        widths: Sequence[int] = (256, 128),
+        widths: Sequence[int] = (128, 128),
         dropout: float = 0.3,
         centre: bool = True,
         n_top_genes: int = 2000,
