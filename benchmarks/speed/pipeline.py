@@ -4,10 +4,14 @@ A section is simulated and written as Space Ranger writes it (h5 matrix, positio
 TIFF). Each size then runs in a process of its own: read, check, cut, embed, fit, map and cross-validate
 on blocks of tissue, with the defaults and a tenth of the spots labelled. Memory is the highest the process stood at
 during a step. The last columns say how a step grows: the exponent of seconds between one size and the next, 1 where
-twice the spots take twice the time. `--ablation` adds `tl.ablation` (three arms with and without context, and the
-nulls; 5 folds, 3 seeds), its report, and its time over that of the one-time embedding.
+twice the spots take twice the time.
 
-    python benchmarks/speed/pipeline.py [--spots 1000 4000 16000] [--genes 2000] [--um-per-px 2] [--ablation]
+With `--ablation`, the embedding is followed by `tl.ablation` (fused, image and gene, with and without context, and the
+nulls; 5 folds, 3 seeds) and its report instead, and the time of the ablation is divided by that of the embedding. The
+image encoder is then a choice: with a network that is trained here, two arms without it join.
+
+    python benchmarks/speed/pipeline.py [--spots 1000 4000 16000] [--genes 2000] [--um-per-px 2]
+    python benchmarks/speed/pipeline.py --ablation [--image statistics simclr] [--backbone resnet10-narrow] [--epochs N]
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import h5py
@@ -85,7 +90,8 @@ def step(name: str, found: dict[str, tuple[float, float]]) -> Iterator[None]:
     found[name] = (time.perf_counter() - start, high_water_mb())
 
 
-def run(folder: Path, ablation: bool) -> dict[str, tuple[float, float]]:
+def run(folder: Path, image: str | None, options: dict) -> dict[str, tuple[float, float]]:
+    """Time the steps; those of the ablation where an encoder for the image is named."""
     found: dict[str, tuple[float, float]] = {}
     with step("import", found):
         import histoweave as hw
@@ -97,7 +103,7 @@ def run(folder: Path, ablation: bool) -> dict[str, tuple[float, float]]:
         data = hw.io.read_visium(folder, image=folder / "full.tif", library_id="a", donor="p")
     table = data.tables["table"]
     table.obs["region"] = pd.read_csv(folder / "labels.csv", index_col=0)["region"].reindex(table.obs_names)
-    model = hw.models.RegionClassifier()
+    model = hw.models.RegionClassifier(image=image or "statistics", image_options=options)
     with step("pp.check_alignment", found):
         hw.pp.check_alignment(data)
     with step("pp.crops, three scales", found):
@@ -106,9 +112,17 @@ def run(folder: Path, ablation: bool) -> dict[str, tuple[float, float]]:
         hw.pp.split(data, by="blocks", n_folds=5, n_rings=model.n_rings)
     crops = ["crops_detail", "crops", "crops_context"]
     with step("embedding: tl.image_encoder", found):
-        hw.tl.image_encoder(data, method="statistics", crops_key=crops)
+        hw.tl.image_encoder(data, method=image or "statistics", crops_key=crops, **options)
     with step("embedding: tl.gene_encoder", found):
         hw.tl.gene_encoder(data, method="pca")
+    if image is not None:
+        with step("tl.ablation, 5 folds, 3 seeds", found):
+            ablate = ["context", "self-supervision"]
+            scores = hw.tl.ablation(data, model=model, ablate=ablate, seeds=range(3))
+        print(f"{scores['arm'].nunique()} arms: {'; '.join(scores['arm'].unique())}", file=sys.stderr)
+        with step("report.write_ablation", found):
+            write_ablation(folder / "report.html", scores)
+        return found
     with step("pp.spatial_context", found):
         hw.pp.spatial_context(data, keys=["X_image", "X_gene"], n_rings=1)
     with step("tl.fusion_classifier", found):
@@ -119,49 +133,57 @@ def run(folder: Path, ablation: bool) -> dict[str, tuple[float, float]]:
         hw.tl.predict_regions(data, model)
     with step("tl.cross_validate, 5 folds", found):
         hw.tl.cross_validate(data)
-    if ablation:
-        with step("tl.ablation, 5 folds, 3 seeds", found):
-            scores = hw.tl.ablation(data, ablate=["context"], seeds=range(3))
-        print(f"{scores['arm'].nunique()} arms: {', '.join(scores['arm'].unique())}", file=sys.stderr)
-        with step("report.write_ablation", found):
-            write_ablation(folder / "report.html", scores)
     return found
+
+
+def child(n_spots: int, image: str | None, args: argparse.Namespace) -> dict[str, tuple[float, float]]:
+    network = {"backbone": args.backbone, "max_epochs": args.epochs} if image not in (None, "statistics") else {}
+    with tempfile.TemporaryDirectory() as folder:
+        write_folder(Path(folder) / "outs", n_spots, args.genes, args.um_per_px)
+        command = [sys.executable, __file__, "--child", f"{folder}/outs", json.dumps([image, network])]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
+    print(f"{n_spots} spots, {image}: {done.stderr.splitlines()[-1]}" if image else f"{n_spots} spots", file=sys.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def table_of(seconds: pd.DataFrame, memory: pd.DataFrame) -> pd.DataFrame:
+    """Seconds and memory by size, and how seconds grow from one size to the next."""
+    sizes = list(seconds)
+    table = pd.DataFrame({f"{n:,} spots, s": seconds[n].round(2) for n in sizes})
+    for n in sizes:
+        table[f"{n:,} spots, MB"] = memory[n].round().reindex(seconds.index)
+    for a, b in pairwise(sizes):
+        table[f"growth {a:,} to {b:,}"] = (np.log(seconds[b] / seconds[a]) / np.log(b / a)).round(2)
+    return table
 
 
 def main() -> None:
     if sys.argv[1:2] == ["--child"]:
         warnings.simplefilter("ignore")
-        print(json.dumps(run(Path(sys.argv[2]), "--ablation" in sys.argv)))
+        print(json.dumps(run(Path(sys.argv[2]), *json.loads(sys.argv[3]))))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--spots", type=int, nargs="+", default=[1000, 4000, 16000])
     parser.add_argument("--genes", type=int, default=2000)
     parser.add_argument("--um-per-px", type=float, default=2.0)
     parser.add_argument("--ablation", action="store_true")
+    parser.add_argument("--image", nargs="+", default=["statistics"], help="image encoders of the ablation")
+    parser.add_argument("--backbone", default="resnet10-narrow")
+    parser.add_argument("--epochs", type=int, default=10)
     args = parser.parse_args()
-    seconds, memory = {}, {}
-    for n in args.spots:
-        with tempfile.TemporaryDirectory() as folder:
-            write_folder(Path(folder) / "outs", n, args.genes, args.um_per_px)
-            command = [sys.executable, __file__, "--child", f"{folder}/outs", *(["--ablation"] * args.ablation)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                sys.exit(done.stderr)
-            print(done.stderr.splitlines()[-1] if args.ablation else f"{n} spots done", file=sys.stderr)
-            found = json.loads(done.stdout.splitlines()[-1])
-            seconds[n], memory[n] = ({k: v[i] for k, v in found.items()} for i in (0, 1))
-    frame = pd.DataFrame(seconds)
-    frame.loc["all"] = frame.sum()
-    table = pd.DataFrame({f"{n:,} spots, s": frame[n].round(2) for n in args.spots})
-    for n in args.spots:
-        table[f"{n:,} spots, MB"] = pd.Series(memory[n]).round().reindex(frame.index)
-    for a, b in zip(args.spots[:-1], args.spots[1:], strict=True):
-        table[f"growth {a:,} to {b:,}"] = (np.log(frame[b] / frame[a]) / np.log(b / a)).round(2)
-    print(table.to_markdown())
-    if args.ablation:
-        embedding = frame.loc[[name for name in frame.index if name.startswith("embedding")]].sum()
-        cost = frame.loc["tl.ablation, 5 folds, 3 seeds"] / embedding
-        print(f"\nablation over one-time embedding: {cost.round(1).to_dict()}")
+    for image in args.image if args.ablation else [None]:
+        found = {n: child(n, image, args) for n in args.spots}
+        seconds, memory = (
+            pd.DataFrame({n: {step: v[i] for step, v in steps.items()} for n, steps in found.items()}) for i in (0, 1)
+        )
+        embedding = seconds[seconds.index.str.startswith("embedding")].sum()
+        seconds.loc["all"] = seconds.sum()
+        print(f"\n{image or 'defaults'}\n\n{table_of(seconds, memory).to_markdown()}")
+        if image:
+            cost = seconds.loc["tl.ablation, 5 folds, 3 seeds"] / embedding
+            print(f"\nablation over one-time embedding: {cost.round(1).to_dict()}")
 
 
 if __name__ == "__main__":
