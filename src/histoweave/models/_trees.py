@@ -1,9 +1,8 @@
-"""Forests as flat arrays: fitted by scikit-learn, saved as plain numbers, asked without it."""
+"""Forests as flat arrays: grown by scikit-learn, saved as plain numbers, asked without it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -28,17 +27,51 @@ class Trees:
         self._arrays, self.depth = {name: arrays[name] for name in ARRAYS}, int(depth)
 
     @classmethod
-    def of(cls, estimators: Sequence[Any], value: np.ndarray) -> Self:
-        """Take scikit-learn's fitted trees apart.
+    def grow(
+        cls,
+        X: np.ndarray,
+        target: np.ndarray,
+        n_trees: int,
+        *,
+        min_leaf: int,
+        seed: int,
+        max_features: float | str = 1.0,
+        row_weights: np.ndarray | None = None,
+    ) -> Self:
+        """Fit extremely randomised trees (Geurts et al., 2006, Machine Learning 63:3).
+
+        They are those of scikit-learn's ``ExtraTreesRegressor``, from its single trees: its forest checks the data
+        again for every tree, which takes longer than to grow one on few rows.
 
         Parameters
         ----------
-        estimators
-            Decision trees.
-        value
-            What their nodes hold, tree after tree ``(nodes, k)``.
+        X
+            Features ``(n, d)`` without NaN.
+        target
+            What leaves hold the mean of ``(n, k)``. For indicators of classes, squared error is Gini's impurity.
+        n_trees
+            Number of trees.
+        min_leaf
+            Fewest rows in a leaf.
+        seed
+            Seed.
+        max_features
+            Features to try at a node, as in scikit-learn.
+        row_weights
+            Of each row ``(n,)``.
         """
-        trees = [e.tree_ for e in estimators]
+        from sklearn import config_context
+        from sklearn.tree import ExtraTreeRegressor
+
+        X, target, generator = X.astype(np.float32), target.astype(np.float64), np.random.RandomState(seed)
+        options = {"min_samples_leaf": min_leaf, "max_features": max_features}
+        with config_context(assume_finite=True, skip_parameter_validation=True):
+            trees = [
+                ExtraTreeRegressor(random_state=generator.randint(np.iinfo(np.int32).max), **options)
+                .fit(X, target, sample_weight=row_weights, check_input=False)
+                .tree_
+                for _ in range(n_trees)
+            ]
         start = np.cumsum([0, *(t.node_count for t in trees)])
         children = [np.stack([t.children_left, t.children_right], axis=1) for t in trees]
         joined = np.concatenate([np.where(c >= 0, c + s, -1) for c, s in zip(children, start, strict=False)])
@@ -47,9 +80,15 @@ class Trees:
             "feature": np.concatenate([t.feature for t in trees]).astype(np.int32),
             "threshold": np.concatenate([t.threshold for t in trees]),
             "children": joined.astype(np.int32),
-            "value": value.astype(np.float32),
+            "value": np.concatenate([t.value[:, :, 0] for t in trees]).astype(np.float32),
         }
         return cls(arrays, max(t.max_depth for t in trees))
+
+    def widened(self, columns: np.ndarray, width: int) -> Self:
+        """Return trees whose leaves hold these columns among ``width``, 0 in the others."""
+        value = np.zeros((len(self._arrays["value"]), width), dtype=np.float32)
+        value[:, columns] = self._arrays["value"]
+        return type(self)(self._arrays | {"value": value}, self.depth)
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         """Return ``(n, k)`` float64 for features ``(n, d)``."""

@@ -113,7 +113,7 @@ def test_neighbours_of_test_rows_are_left_out_of_inner_training():
         _, p = fit_head([ForestHead(n_trees=50)], smooth.reshape(-1, 20), y, 2, fold, 0, positions)
         accuracy[name] = (p.argmax(axis=1) == y).mean()
     majority = max(y.mean(), 1 - y.mean())
-    assert accuracy["shared"] > majority + 0.15
+    assert accuracy["shared"] > majority + 0.12
     assert accuracy["apart"] < majority + 0.03
 
 

@@ -90,20 +90,11 @@ class ForestHead:
 
     def fit(self, X: np.ndarray, y: np.ndarray, n_classes: int, seed: int) -> ForestHead:
         """Fit on features ``(n, d)`` and class numbers ``(n,)``."""
-        from sklearn.ensemble import ExtraTreesClassifier
-
-        # one thread: joblib's start-up outweighs trees this small, and results never depend on core counts
-        forest = ExtraTreesClassifier(
-            self.n_trees,
-            min_samples_leaf=self.min_leaf,
-            class_weight="balanced",
-            random_state=seed,
-            n_jobs=1,
-        ).fit(X, y)
-        leaf = np.concatenate([e.tree_.value[:, 0] for e in forest.estimators_])
-        value = np.zeros((len(leaf), n_classes), dtype=np.float32)
-        value[:, forest.classes_] = leaf / leaf.sum(axis=1, keepdims=True)
-        self._trees = Trees.of(forest.estimators_, value)
+        known, codes = np.unique(y, return_inverse=True)
+        weight = 1 / np.bincount(codes)[codes]
+        options = {"min_leaf": self.min_leaf, "seed": seed, "max_features": "sqrt"}
+        trees = Trees.grow(X, np.eye(len(known))[codes], self.n_trees, row_weights=weight, **options)
+        self._trees = trees.widened(known, n_classes)
         return self
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:

@@ -68,7 +68,7 @@ class ExpressionGuide:
         of_row = section[both] if len(set(section[both])) > 1 else tissue_blocks(section, xy)[both]
         own_seed, *seeds = child_seeds(seed, 1 + N_FOLDS)
         self.history = _held_out(X[both], target[both], of_row.astype(str), seeds)
-        self._trees = _fit(X[both], target[both], N_TREES, own_seed)
+        self._trees = Trees.grow(X[both], target[both], N_TREES, min_leaf=MIN_LEAF, seed=own_seed)
         self._scaler.fit(self._predict(X))
         return self
 
@@ -129,14 +129,6 @@ def fit_guide(
     return guide
 
 
-def _fit(X: np.ndarray, target: np.ndarray, n_trees: int, seed: int) -> Trees:
-    from sklearn.ensemble import ExtraTreesRegressor
-
-    forest = ExtraTreesRegressor(n_trees, min_samples_leaf=MIN_LEAF, random_state=seed, n_jobs=1).fit(X, target)
-    value = np.concatenate([e.tree_.value[:, :, 0] for e in forest.estimators_])
-    return Trees.of(forest.estimators_, value)
-
-
 def _held_out(X: np.ndarray, target: np.ndarray, group: np.ndarray, seeds: list[int]) -> pd.DataFrame:
     """Return the correlation per component, groups being held out in a few folds with a third of the trees."""
     names = np.unique(group)
@@ -145,7 +137,8 @@ def _held_out(X: np.ndarray, target: np.ndarray, group: np.ndarray, seeds: list[
     predicted = np.full(target.shape, np.nan)
     for number in np.unique(fold) if len(names) > 1 else []:
         rows = fold == number
-        predicted[rows] = _fit(X[~rows], target[~rows], N_TREES // 3, seeds[number]).predict(X[rows])
+        trees = Trees.grow(X[~rows], target[~rows], N_TREES // 3, min_leaf=MIN_LEAF, seed=seeds[number])
+        predicted[rows] = trees.predict(X[rows])
     a, b = predicted - predicted.mean(axis=0), target - target.mean(axis=0)
     spread = np.sqrt(np.square(a).sum(axis=0) * np.square(b).sum(axis=0))
     correlation = np.divide((a * b).sum(axis=0), spread, out=np.full(len(spread), np.nan), where=spread > 0)
