@@ -96,10 +96,6 @@ class AttentionHead:
     def __init__(self, widths: Sequence[int], n_steps: int = 120) -> None:
         self.widths, self.n_steps = tuple(int(w) for w in widths), n_steps
 
-    def light(self) -> AttentionHead:
-        """Return what stands for it on inner folds: itself."""
-        return self
-
     def fit(self, X: np.ndarray, y: np.ndarray, n_classes: int, seed: int) -> AttentionHead:
         """Fit on features ``(n, d)`` and class numbers ``(n,)``."""
         self.mean, sd = X.mean(axis=0, dtype=np.float64), X.std(axis=0, dtype=np.float64)

@@ -26,10 +26,6 @@ class LinearHead:
     def __init__(self, C: float = 0.03) -> None:
         self.C = C
 
-    def light(self) -> LinearHead:
-        """Return what stands for it on inner folds: itself."""
-        return self
-
     def fit(self, X: np.ndarray, y: np.ndarray, n_classes: int, seed: int) -> LinearHead:
         """Fit on features ``(n, d)`` and class numbers ``(n,)``."""
         from sklearn.linear_model import LogisticRegression

@@ -63,10 +63,11 @@ def fit_head(
     best, best_loss, best_p = kind_settings[0], np.inf, np.full((len(y), n_classes), np.nan)
     for head in kind_settings if folds else []:
         p = np.full((len(y), n_classes), np.nan)
+        light = head.light() if hasattr(head, "light") else head
         for train, test in folds:
             known = test[np.isin(y[test], y[train])]
             if len(known):
-                p[known] = head.light().fit(X[train], y[train], n_classes, seed).predict_proba(X[known])
+                p[known] = light.fit(X[train], y[train], n_classes, seed).predict_proba(X[known])
         loss = balanced_log_loss(p, y)
         if loss < best_loss:
             best, best_loss, best_p = head, loss, p
