@@ -9,7 +9,7 @@ import numpy as np
 from histoweave.models._base import Arrays
 from histoweave.models._trees import Trees
 
-N_LIGHT = 50  # trees out of fold: with 200 neither pools nor calibration were better
+N_LIGHT = 50  # trees out of fold, enough to weigh heads and to calibrate by
 
 
 class LinearHead:
