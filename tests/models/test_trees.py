@@ -49,3 +49,11 @@ def test_widened_leaves_hold_zero_elsewhere(drawn):
     wide = trees.widened(np.array([1, 3]), 4).predict(new)
     np.testing.assert_array_equal(wide[:, [1, 3]], trees.predict(new))
     assert not wide[:, [0, 2]].any()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_what_single_precision_cannot_hold_is_refused(drawn, value):
+    X, y, _ = drawn
+    X[3, 2] = value
+    with pytest.raises(ValueError, match="Trees need finite features"):
+        Trees.grow(X, y, 5, min_leaf=1, seed=0)

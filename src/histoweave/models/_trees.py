@@ -59,11 +59,20 @@ class Trees:
             Features to try at a node, as in scikit-learn.
         row_weights
             Of each row ``(n,)``.
+
+        Raises
+        ------
+        ValueError
+            A feature or target is not finite, or too large for single precision.
         """
         from sklearn import config_context
         from sklearn.tree import ExtraTreeRegressor
 
-        X, target, generator = X.astype(np.float32), target.astype(np.float64), np.random.RandomState(seed)
+        with np.errstate(over="ignore"):
+            X, target, generator = X.astype(np.float32), target.astype(np.float64), np.random.RandomState(seed)
+        if not (np.isfinite(X).all() and np.isfinite(target).all()):  # checked once: the trees do not any more
+            msg = "Trees need finite features, of at most 3e38. Recompute or standardise the embedding."
+            raise ValueError(msg)
         options = {"min_samples_leaf": min_leaf, "max_features": max_features}
         with config_context(assume_finite=True, skip_parameter_validation=True):
             trees = [
