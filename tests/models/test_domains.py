@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from scipy.stats import multivariate_normal
 from sklearn.metrics import adjusted_rand_score
 
 from histoweave.models import _domains
@@ -102,10 +103,51 @@ def test_more_communities_than_rows_are_refused():
 
 def test_mixture_recovers_clusters_and_their_number():
     X, truth = blobs(60)
-    labels, k = _domains.mixture(X, None, 0)
-    assert k == 3
-    assert adjusted_rand_score(truth, labels) > 0.95
-    assert _domains.mixture(np.random.default_rng(0).normal(size=(200, 3)), None, 0)[1] == 1
+    for k in (3, None):
+        labels, found = _domains.mixture(X, k, 0)
+        assert found == 3
+        assert adjusted_rand_score(truth, labels) > 0.95
+
+
+def test_components_are_the_most_probable_of_a_spherical_mixture():
+    X, _ = blobs(60, centres=((0, 0), (3, 0), (0, 3)))
+    labels, _ = _domains.mixture(X, 3, 0)
+    means = np.stack([X[labels == c].mean(axis=0) for c in range(3)])
+    likelihood = -((X[:, None] - means) ** 2).sum(axis=2)  # of Gaussians alike, but for constants
+    np.testing.assert_array_equal(labels, likelihood.argmax(axis=1))
+
+
+@pytest.mark.parametrize("shape", [(200, 3), (400, 15)])
+def test_noise_is_one_domain(shape):
+    found = [
+        _domains.mixture(np.random.default_rng(seed).normal(size=shape) * np.linspace(2, 1, shape[1]), None, seed)[1]
+        for seed in range(5)
+    ]
+    assert np.median(found) == 1
+
+
+def test_criterion_is_the_likelihood_of_a_mixture_with_one_covariance():
+    X, truth = blobs(40)
+    X[:, 1] += X[:, 0]
+    residual = X - np.stack([X[truth == c].mean(axis=0) for c in range(3)])[truth]
+    log_p = multivariate_normal(cov=residual.T @ residual / len(X)).logpdf(residual) - np.log(3)
+    free = len(X) * (np.log(2 * np.pi) + 1) * 2  # constants of the data
+    expected = -2 * log_p.sum() - free + 2 * 2 * np.log(len(X))
+    assert _domains.criterion(X, truth, len(X)) == pytest.approx(expected)
+    half = _domains.criterion(X, truth, len(X) / 2)
+    assert 2 * half - 8 * np.log(len(X) / 2) == pytest.approx(expected - 4 * np.log(len(X)))
+
+
+def test_fewer_observations_than_rows_tell_fewer_components():
+    rng = np.random.default_rng(0)
+    X = np.repeat(rng.normal(size=(30, 2)), 10, axis=0)  # ten near copies of 30 draws of one cloud
+    X += rng.normal(scale=0.05, size=X.shape)
+    as_given, counted_once = (_domains.mixture(X, None, 0, shared=shared)[1] for shared in (1, 10))
+    assert counted_once == 1 < as_given
+
+
+def test_number_of_components_of_a_few_rows():
+    assert _domains.mixture(np.random.default_rng(0).normal(size=(8, 6)), None, 0)[1] == 1
 
 
 def test_what_is_missing_is_taken_from_similar_rows():

@@ -6,13 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import scipy.sparse as sp
+from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
 from histoweave.models._sections import SectionScaler
 
 LOWEST, HIGHEST = 1e-3, 1e2  # resolutions between which a number of communities is looked for
 N_HALVINGS = 25
-MOST_DOMAINS = 15  # that the Bayesian information criterion may choose
+MOST_DOMAINS = 15  # that the criterion may choose
+TINY = 1e-12
 IMPUTED_FROM = 10  # rows that a missing representation is taken from
 
 
@@ -134,22 +136,62 @@ class Communities:
         return labels
 
 
-def mixture(X: np.ndarray, k: int | None, seed: int) -> tuple[np.ndarray, int]:
-    """Return the most probable component of every row of a Gaussian mixture, 0 the largest, and their number.
+def mixture(X: np.ndarray, k: int | None, seed: int, *, shared: float = 1.0) -> tuple[np.ndarray, int]:
+    """Return the component of every row in a mixture of Gaussians, 0 the largest, and their number.
 
-    Components share one covariance. Without ``k`` the Bayesian information criterion chooses from 1 to 15.
+    Components have one spherical covariance and equal weights, and every row belongs to the most probable one: the
+    classification EM of that mixture is k-means (Celeux & Govaert, 1992).
+
+    Parameters
+    ----------
+    X
+        Rows to divide ``(n, d)``.
+    k
+        Number of components. ``None``: that of lowest `criterion`, from 1 to 15.
+    seed
+        Seed.
+    shared
+        How many rows the values of one row were averaged over: only ``n / shared`` observations are independent.
     """
-    from sklearn.mixture import GaussianMixture
+    if k is not None:
+        return by_size(_k_means(X, k, seed)), k
+    n = len(X) / shared
+    most = min(MOST_DOMAINS, int(n), len(X) - X.shape[1] - 1)  # with more, nothing is left to judge them by
+    found = [_k_means(X, k, seed) for k in range(1, max(1, most) + 1)]
+    best = min(found, key=lambda labels: criterion(X, labels, n))
+    return by_size(best), int(best.max()) + 1
 
-    def fit(k: int) -> GaussianMixture:
-        return GaussianMixture(k, covariance_type="tied", reg_covar=1e-6, random_state=seed).fit(X)
 
-    if k is None:
-        fits = [fit(k) for k in range(1, min(MOST_DOMAINS, len(X)) + 1)]
-        best = min(fits, key=lambda f: f.bic(X))
-    else:
-        best = fit(k)
-    return by_size(best.predict(X)), best.n_components
+def _k_means(X: np.ndarray, k: int, seed: int) -> np.ndarray:
+    return KMeans(k, n_init=10, random_state=seed).fit_predict(X)
+
+
+def criterion(X: np.ndarray, labels: np.ndarray, n: float) -> float:
+    """Return the Bayesian information criterion of components that share any covariance, for ``n`` observations.
+
+    Its likelihood is that of every row being of its component, ``n (log |W| + 2 log k)`` with the covariance ``W``
+    within components: Marriott's criterion, which does not fall by dividing one cloud. The centres of ``k`` components
+    span ``k - 1`` dimensions, and their places in these are the parameters that are counted.
+
+    Parameters
+    ----------
+    X
+        Rows ``(n_rows, d)``, more than ``d + k``.
+    labels
+        Component of every row, from 0.
+    n
+        Number of independent observations.
+
+    References
+    ----------
+    Marriott (1971), Biometrics 27:501.
+    """
+    k, d = int(labels.max()) + 1, X.shape[1]
+    centres = np.stack([X[labels == c].mean(axis=0) for c in range(k)])
+    within = (X - centres[labels]).T @ (X - centres[labels]) / len(X)
+    floor = TINY * max(np.trace(within), TINY) * np.identity(d)  # a column that does not vary decides nothing
+    parameters = (k - 1) * min(d, k - 1)
+    return float(n * (np.linalg.slogdet(within + floor)[1] + 2 * np.log(k)) + parameters * np.log(n))
 
 
 def filled(blocks: Sequence[np.ndarray]) -> np.ndarray:

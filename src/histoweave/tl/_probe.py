@@ -19,7 +19,7 @@ from histoweave.metrics import classification
 from histoweave.metrics._neighbours import nearest, vote
 from histoweave.models._inner_groups import inner_groups
 from histoweave.models._prepare import masked_labels
-from histoweave.models.fusion._heads import LinearHead
+from histoweave.models.fusion._heads import Head, LinearHead
 from histoweave.models.fusion._inner import fit_head, inner_folds
 from histoweave.pp._split import Fold, iter_folds
 from histoweave.tl._embeddings import embedding, embedding_keys, encoder_sections, refuse_leak
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 INNER_FOLDS = 3
 
 
-class KnnHead:
+class KnnHead(Head):
     """Vote of the nearest training rows by cosine, smoothed so that no class has probability 0."""
 
     def __init__(self, k: int) -> None:

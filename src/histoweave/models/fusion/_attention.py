@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from histoweave._random import child_seeds, torch_seed
 from histoweave.models._base import Arrays
+from histoweave.models.fusion._heads import Head, spread
 
 N_TOKENS, WIDTH, N_HEADS = 4, 32, 4  # of each modality, of a token, of attention
 DROPOUT = 0.2
@@ -77,7 +78,7 @@ def _heads(t: Tensor) -> Tensor:
     return t.unflatten(2, (N_HEADS, -1)).transpose(1, 2)
 
 
-class AttentionHead:
+class AttentionHead(Head):
     """Cross-attention between the modalities' tokens, class-balanced, on standardised features.
 
     Training leaves out one modality of some rows (modality dropout), so that no modality is learned only as
@@ -98,8 +99,7 @@ class AttentionHead:
 
     def fit(self, X: np.ndarray, y: np.ndarray, n_classes: int, seed: int) -> AttentionHead:
         """Fit on features ``(n, d)`` and class numbers ``(n,)``."""
-        self.mean, sd = X.mean(axis=0, dtype=np.float64), X.std(axis=0, dtype=np.float64)
-        self.sd = np.where(sd > 1e-6, sd, 1.0)
+        self.mean, self.sd = spread(X)
         self.classes, codes = np.unique(y, return_inverse=True)
         self.n_classes = n_classes
         init_seed, row_seed = child_seeds(seed, 2)

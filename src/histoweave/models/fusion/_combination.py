@@ -214,8 +214,8 @@ def _held_out(
 def _scores(
     y: np.ndarray, p: np.ndarray, answers: Mapping[str, np.ndarray], decision: str, names: Sequence[str]
 ) -> dict[str, float]:
-    """Scores of the decision taken, and macro-F1 of both."""
-    both = {name: _numbers(y, a, p, names) for name, a in answers.items()}
+    """Scores of the decision taken, and macro-F1 of both; probabilities are the same and scored once."""
+    both = {name: _numbers(y, a, p if name == decision else None, names) for name, a in answers.items()}
     return both[decision] | {f"macro_f1_{name}": both[name]["macro_f1"] for name in DECISIONS}
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from abc import ABC, abstractmethod
+from typing import Any, Self
 
 import numpy as np
 
@@ -12,7 +13,29 @@ from histoweave.models._trees import Trees
 N_LIGHT = 50  # trees out of fold, enough to weigh heads and to calibrate by
 
 
-class LinearHead:
+class Head(ABC):
+    """A classifier on one block of features."""
+
+    @abstractmethod
+    def fit(self, X: np.ndarray, y: np.ndarray, n_classes: int, seed: int) -> Self:
+        """Fit on features ``(n, d)`` and class numbers ``(n,)``."""
+
+    @abstractmethod
+    def predict_proba(self, X: np.ndarray) -> np.ndarray:
+        """Return probabilities ``(n, n_classes)``; a class without training rows has probability 0."""
+
+    def light(self) -> Head:
+        """Return what stands in for it on inner folds, where it is fitted many times: here itself."""
+        return self
+
+
+def spread(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean and the standard deviation of every feature in double precision, 1 where it hardly varies."""
+    sd = X.std(axis=0, dtype=np.float64)
+    return X.mean(axis=0, dtype=np.float64), np.where(sd > 1e-6, sd, 1.0)
+
+
+class LinearHead(Head):
     """Class-balanced multinomial logistic regression on standardised features.
 
     Parameters
@@ -31,8 +54,7 @@ class LinearHead:
         from sklearn.linear_model import LogisticRegression
 
         X = X.astype(np.float64)  # what is saved, so that a loaded head gives the same numbers to the last bit
-        self.mean, sd = X.mean(axis=0), X.std(axis=0)
-        self.sd = np.where(sd > 1e-6, sd, 1.0)
+        self.mean, self.sd = spread(X)
         model = LogisticRegression(C=self.C, class_weight="balanced", max_iter=1000, random_state=seed)
         model.fit((X - self.mean) / self.sd, y)
         # two classes give one row of coefficients: the log-odds of the second
@@ -64,7 +86,7 @@ class LinearHead:
         return head
 
 
-class ForestHead:
+class ForestHead(Head):
     """Class-balanced extremely randomised trees (Geurts et al., 2006), stored as flat node arrays.
 
     Parameters

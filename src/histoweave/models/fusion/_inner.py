@@ -10,9 +10,8 @@ from scipy.spatial import cKDTree
 from sklearn.model_selection import StratifiedGroupKFold
 
 from histoweave.models.fusion._attention import AttentionHead
-from histoweave.models.fusion._heads import ForestHead, LinearHead
+from histoweave.models.fusion._heads import ForestHead, Head, LinearHead
 
-Head = LinearHead | ForestHead | AttentionHead
 #: Regularisation strengths a linear head is chosen from, by log loss out of fold.
 LINEAR_C = (0.003, 0.03, 0.3)
 #: Steps of training that cross-attention is chosen from, in the same way.
@@ -45,7 +44,7 @@ def candidates(kinds: tuple[str, ...], widths: Sequence[int]) -> Iterator[tuple[
 
 
 def fit_head(
-    kind_settings: list[Head],
+    kind_settings: Sequence[Head],
     X: np.ndarray,
     y: np.ndarray,
     n_classes: int,
@@ -63,7 +62,7 @@ def fit_head(
     best, best_loss, best_p = kind_settings[0], np.inf, np.full((len(y), n_classes), np.nan)
     for head in kind_settings if folds else []:
         p = np.full((len(y), n_classes), np.nan)
-        light = head.light() if hasattr(head, "light") else head
+        light = head.light()
         for train, test in folds:
             known = test[np.isin(y[test], y[train])]
             if len(known):

@@ -13,8 +13,8 @@ from histoweave._random import child_seeds
 from histoweave._validate import warn
 from histoweave.models.fusion._attention import AttentionHead
 from histoweave.models.fusion._combination import Subset
-from histoweave.models.fusion._heads import HEADS
-from histoweave.models.fusion._inner import Head, candidates, fit_head
+from histoweave.models.fusion._heads import HEADS, Head
+from histoweave.models.fusion._inner import candidates, fit_head
 
 STORED = HEADS | {AttentionHead.kind: AttentionHead}  # every kind that a saved classifier may hold
 
