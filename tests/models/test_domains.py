@@ -146,6 +146,14 @@ def test_fewer_observations_than_rows_tell_fewer_components():
     assert counted_once == 1 < as_given
 
 
+def test_more_components_than_different_rows():
+    X = np.repeat([[0.0, 0.0], [1.0, 0.0]], 10, axis=0)
+    assert _domains.mixture(X, 2, 0)[0].tolist() == [0] * 10 + [1] * 10
+    with pytest.raises(ValueError, match="only 2 different values: `n_domains=3`"):
+        _domains.mixture(X, 3, 0)
+    assert _domains.mixture(np.zeros((20, 2)), None, 0)[1] == 1
+
+
 def test_number_of_components_of_a_few_rows():
     assert _domains.mixture(np.random.default_rng(0).normal(size=(8, 6)), None, 0)[1] == 1
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import scipy.sparse as sp
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score
 
 from histoweave.models._sections import SectionScaler
@@ -152,18 +154,29 @@ def mixture(X: np.ndarray, k: int | None, seed: int, *, shared: float = 1.0) -> 
         Seed.
     shared
         How many rows the values of one row were averaged over: only ``n / shared`` observations are independent.
+
+    Raises
+    ------
+    ValueError
+        More components than different rows.
     """
-    if k is not None:
-        return by_size(_k_means(X, k, seed)), k
-    n = len(X) / shared
-    most = min(MOST_DOMAINS, int(n), len(X) - X.shape[1] - 1)  # with more, nothing is left to judge them by
-    found = [_k_means(X, k, seed) for k in range(1, max(1, most) + 1)]
-    best = min(found, key=lambda labels: criterion(X, labels, n))
-    return by_size(best), int(best.max()) + 1
+    if k is None:
+        n = len(X) / shared
+        most = min(MOST_DOMAINS, int(n), len(X) - X.shape[1] - 1)  # with more, nothing is left to judge them by
+        found = [_k_means(X, k, seed) for k in range(1, max(1, most) + 1)]
+        best = min(found, key=lambda labels: criterion(X, labels, n))
+        return best, int(best.max()) + 1
+    best = _k_means(X, k, seed)
+    if best.max() + 1 < k:
+        msg = f"The rows have only {best.max() + 1} different values: `n_domains={k}` is too many. Ask for fewer."
+        raise ValueError(msg)
+    return best, k
 
 
 def _k_means(X: np.ndarray, k: int, seed: int) -> np.ndarray:
-    return KMeans(k, n_init=10, random_state=seed).fit_predict(X)
+    with warnings.catch_warnings():  # fewer different rows than components: dealt with by those who ask
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return by_size(KMeans(k, n_init=10, random_state=seed).fit_predict(X))
 
 
 def criterion(X: np.ndarray, labels: np.ndarray, n: float) -> float:

@@ -92,7 +92,8 @@ def impute(
     predicted = model.impute(table, genes=genes, **keys)
     scores = None
     if score:
-        scores = model.score_imputation(table, n_rings=n_rings, spatial_key=spatial_key, **keys)
+        all_genes = predicted if genes is None else None
+        scores = model.score_imputation(table, predicted=all_genes, n_rings=n_rings, spatial_key=spatial_key, **keys)
         if genes is not None:
             scores = scores[scores["gene"].isin(list(genes))].reset_index(drop=True)
     here = predicted.columns.isin(table.var_names)

@@ -101,6 +101,16 @@ def test_hidden_markers_are_recovered_above_both_nulls(fitted, second):
     assert np.isnan(mean.loc["gene mean", "pearson"])
 
 
+def test_what_was_imputed_is_scored_without_imputing_again(fitted, second, monkeypatch):
+    expected, predicted = fitted.score_imputation(second), fitted.impute(second)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(fitted), "impute", None)
+        pd.testing.assert_frame_equal(fitted.score_imputation(second, predicted=predicted), expected)
+    for wrong in (predicted.iloc[:, 1:], predicted.iloc[::-1]):
+        with pytest.raises(ValueError, match="`predicted` has not the rows"):
+            fitted.score_imputation(second, predicted=wrong)
+
+
 def test_imputed_genes_do_not_see_themselves(two):
     quick = GeneAutoencoder(**QUICK, centre=False).fit(two)
     gene = quick.genes[0]

@@ -12,25 +12,24 @@ from threadpoolctl import threadpool_limits
 
 from histoweave._random import child_seeds
 from histoweave._validate import listing, require_choice, require_number
-from histoweave.models._base import Arrays, Model, markdown_table, prefixed, require_fitted, subset
+from histoweave.models._base import Model, require_fitted
 from histoweave.models.fusion._attention import AttentionHead
 from histoweave.models.fusion._balance import shared_weights
 from histoweave.models.fusion._calibration import KINDS
 from histoweave.models.fusion._check import require_graph, rows_to_predict, training_rows
-from histoweave.models.fusion._combination import DECISIONS, Combination, Subset, fit_combinations
+from histoweave.models.fusion._combination import DECISIONS, Subset, fit_combinations
 from histoweave.models.fusion._heads import HEADS
 from histoweave.models.fusion._inner import inner_folds
-from histoweave.models.fusion._members import STORED, ask_members, fit_members, members_of
+from histoweave.models.fusion._members import ask_members, fit_members, members_of
+from histoweave.models.fusion._saved import SavedFusion
 from histoweave.models.fusion._smoothing import KINDS as SMOOTHINGS
 from histoweave.models.fusion._weights import TellsWeights
 
 METHODS = ("stack", "concat", "gated", "cross_attention")
 JOINT = ("concat", "cross_attention")  # heads see all modalities at once
-ARGUMENTS = ("method", "heads", "decision", "calibration", "smoothing", "coverage", "n_inner", "random_state")
-FITTED = ("classes", "modalities", "widths", "class_shares")
 
 
-class FusionClassifier(TellsWeights, Model):
+class FusionClassifier(SavedFusion, TellsWeights, Model):
     """Classify rows from one or several blocks of features, each of which may be missing.
 
     For every subset of the modalities one calibrated combination is fitted, so that a row is classified from
@@ -297,49 +296,3 @@ class FusionClassifier(TellsWeights, Model):
         ``decision="balanced"`` the class predicted need not be the most probable one.
         """
         return self._predict(features, modalities, graph)[1]
-
-    def _state(self) -> tuple[dict[str, Any], Arrays]:
-        require_fitted(self, "classes")
-        config = {name: getattr(self, name) for name in (*ARGUMENTS, *FITTED)}
-        config["history"] = self.history.to_dict("records")
-        arrays: Arrays = {}
-        config["members"] = {}
-        for name, head in self._members.items():
-            config["members"][name], values = head.state()
-            arrays |= prefixed(f"member.{name}", values)
-        config["combinations"] = {}
-        for chosen, combination in self._combinations.items():
-            name = "+".join(chosen)
-            config["combinations"][name], values = combination.state()
-            arrays |= prefixed(f"combination.{name}", values)
-        return config, arrays
-
-    @classmethod
-    def _from_state(cls, config: dict[str, Any], arrays: Arrays) -> Self:
-        model = cls(**{name: config[name] for name in ARGUMENTS})
-        for name in FITTED:
-            setattr(model, name, config[name])
-        model.history = pd.DataFrame(config["history"])
-        model._members = {
-            name: STORED[c["kind"]].from_state(c, subset(f"member.{name}", arrays))
-            for name, c in config["members"].items()
-        }
-        model._combinations = {
-            tuple(name.split("+")): Combination.from_state(c, subset(f"combination.{name}", arrays))
-            for name, c in config["combinations"].items()
-        }
-        return model
-
-    def _card(self) -> list[str]:
-        lines = [
-            f"- classes: {', '.join(self.classes)}",
-            f"- modalities: {', '.join(self.modalities)}",
-            "",
-            "## Scores out of fold, inside the training rows",
-            "",
-        ]
-        if self.history.empty:
-            return [*lines, "Too few labels to hold any out."]
-        columns = ["modalities", "n", "accuracy", "balanced_accuracy", "macro_f1", "log_loss", "ece"]
-        columns += [name for name in ("macro_f1_before", "smoothing_strength") if name in self.history]
-        return [*lines, *markdown_table(self.history[columns])]

@@ -152,6 +152,7 @@ class Applied(GeneEncoder):
         self,
         data: AnnData | SpatialData,
         *,
+        predicted: pd.DataFrame | None = None,
         n_rings: int = 1,
         layer: str | None = None,
         library_key: str = _keys.LIBRARY,
@@ -164,6 +165,8 @@ class Applied(GeneEncoder):
         ----------
         data
             AnnData or SpatialData object with coordinates or array positions.
+        predicted
+            What :meth:`impute` returned for all genes of the same data; by default it is asked here.
         n_rings
             Rings of neighbours that the second null averages.
         layer, library_key
@@ -179,13 +182,22 @@ class Applied(GeneEncoder):
         Methods: ``"model"`` (each gene predicted from the others of its spot), ``"gene mean"`` (over the spots
         of the section) and ``"neighbour mean"`` (the gene's own values around the spot). Correlations of
         a constant are NaN. Genes that the table lacks cannot be scored and are left out.
+
+        Raises
+        ------
+        ValueError
+            As for :meth:`impute`; or ``predicted`` is of other rows, or not of all genes.
         """
         require_fitted(self, "genes")
         table = get_table(data, table_key)
-        predicted = self.impute(table, layer=layer, library_key=library_key)
+        if predicted is None:
+            predicted = self.impute(table, layer=layer, library_key=library_key)
+        elif not (predicted.index.equals(table.obs_names) and set(self.genes) <= set(predicted.columns)):
+            msg = "`predicted` has not the rows of `data` and all genes of the model. Pass what `impute(data)` returns."
+            raise ValueError(msg)
         rows = self._rows(self._aligned(table, layer, library_key, quiet=True))
         return imputation_scores(
-            table, rows, predicted.to_numpy()[:, rows.present], np.asarray(self.genes)[rows.present],
+            table, rows, predicted[list(self.genes)].to_numpy()[:, rows.present], np.asarray(self.genes)[rows.present],
             n_rings=n_rings, library_key=library_key, spatial_key=spatial_key,
         )  # fmt: skip
 

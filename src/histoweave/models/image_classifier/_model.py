@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from copy import deepcopy
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import pandas as pd
@@ -16,12 +15,12 @@ from histoweave._resolve import get_table, sections
 from histoweave._validate import listing, require_choice, require_key, require_number
 from histoweave.loaders import Augmentation
 from histoweave.loaders import augmentation as views
-from histoweave.models._base import Arrays, Model, most_probable, prefixed, require_fitted, subset
+from histoweave.models._base import Model, most_probable, require_fitted
 from histoweave.models._prepare import masked_labels
-from histoweave.models.fusion._heads import LinearHead
 from histoweave.models.image_classifier._fine_tune import fit_network, starting_encoder
 from histoweave.models.image_classifier._linear import fit_linear
 from histoweave.models.image_classifier._module import LogitNetwork, logit_network
+from histoweave.models.image_classifier._saved import ARGUMENTS, SavedClassifier
 from histoweave.models.image_classifier._training import Plan
 from histoweave.models.image_encoder import ImageEncoder
 from histoweave.pp._context import context_features
@@ -35,12 +34,9 @@ if TYPE_CHECKING:
 
 STRATEGIES = ("linear", "fine_tune", "scratch")
 RATES = {"fine_tune": (3e-4, 0.1), "scratch": (1e-3, 1.0)}  # highest learning rate, share of it for the first layer
-ARGUMENTS = (
-    "strategy", "n_rings", "n_steps", "learning_rate", "first_layer", "batch_size", "label_smoothing", "random_state",
-)  # fmt: skip
 
 
-class ImageClassifier(Model):
+class ImageClassifier(SavedClassifier, Model):
     """Learn classes of crops from few labels: on a frozen encoder, by fine-tuning it, or from scratch.
 
     Features are standardised within each section throughout, in training with statistics of labelled and unlabelled
@@ -311,35 +307,3 @@ class ImageClassifier(Model):
         require_fitted(self, "classes")
         require_choice(crops_key, self.crops_keys, argument="crops_key")
         return logit_network(self.encoder, self._head, self.crops_keys.index(crops_key), 1 + self.n_rings)
-
-    def _state(self) -> tuple[dict[str, Any], Arrays]:
-        require_fitted(self, "classes")
-        config, arrays = self.encoder._state()
-        head, values = self._head.state()
-        state = {name: getattr(self, name) for name in (*ARGUMENTS, "classes", "sections_seen")}
-        state |= {"augmentation": asdict(self.augmentation), "history": self.history.to_dict("records")}
-        return state | {"encoder": config, "head": head}, prefixed("encoder", arrays) | prefixed("head", values)
-
-    @classmethod
-    def _from_state(cls, config: dict[str, Any], arrays: Arrays) -> Self:
-        encoder = ImageEncoder._from_state(config["encoder"], subset("encoder", arrays))
-        drawn = {k: tuple(v) if isinstance(v, list) else v for k, v in config["augmentation"].items()}
-        scratch = config["strategy"] == "scratch"
-        model = cls(
-            None if scratch else encoder,
-            **({"backbone": encoder.backbone, "crops_keys": encoder.crops_keys} if scratch else {}),
-            **{name: config[name] for name in ARGUMENTS},
-            augmentation=Augmentation(**drawn),
-        )
-        model.encoder, model._head = encoder, LinearHead.from_state(config["head"], subset("head", arrays))
-        model.history = pd.DataFrame(config["history"])
-        model.classes, model.sections_seen = config["classes"], config["sections_seen"]
-        return model
-
-    def _card(self) -> list[str]:
-        return [
-            f"- classes: {', '.join(self.classes)}",
-            f"- strategy: {self.strategy}, rings of neighbours: {self.n_rings}",
-            *(line for line in self.encoder._card() if self.strategy != "scratch"),
-            f"- sections seen: {', '.join(self.sections_seen)}",
-        ]

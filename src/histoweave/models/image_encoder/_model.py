@@ -15,7 +15,7 @@ from histoweave._device import resolve_device, resolve_precision
 from histoweave._resolve import get_table, sections
 from histoweave._validate import listing, require_number
 from histoweave.loaders import require_crops
-from histoweave.models._base import Arrays, Model, prefixed, require_fitted, subset
+from histoweave.models._base import Model, require_fitted
 from histoweave.models._pca import LinearMap
 from histoweave.models._sections import SectionScaler
 from histoweave.models.image_encoder._backbone import Backbone, load_backbone
@@ -24,18 +24,18 @@ from histoweave.models.image_encoder._expression import ExpressionGuide, fit_gui
 from histoweave.models.image_encoder._module import set_scale
 from histoweave.models.image_encoder._options import ImageTraining
 from histoweave.models.image_encoder._pretexts import GUIDED, PRETEXTS, WITHOUT_NETWORK, pretext_weights
+from histoweave.models.image_encoder._saved import SavedEncoder
 from histoweave.models.image_encoder._statistics import crop_statistics
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-SAVED = ("method", "crops_keys", "backbone", "n_components", "batch_size", "random_state")  # arguments
 FEATURES = "_histoweave_image_features"  # obsm key of features computed before: folds share one pass over the pixels
 MIN_PX = 16  # below this the coarsest texture band is a single pixel
 
 
-class ImageEncoder(Model):
+class ImageEncoder(SavedEncoder, Model):
     """Turn image crops into an embedding.
 
     Parameters
@@ -285,45 +285,3 @@ class ImageEncoder(Model):
         network = self._network.to(device, memory_format=torch.channels_last).eval()
         set_scale(network, self.crops_keys.index(key))
         return describe(crops, available, network, precision=resolve_precision(self.precision, device), **how)
-
-    def _state(self) -> tuple[dict[str, Any], Arrays]:
-        require_fitted(self, "sections_seen")
-        config = {name: getattr(self, name) for name in (*SAVED, "sections_seen")}
-        config |= {"training": self.training.to_dict()}
-        config |= {"history": None if self.history is None else self.history.to_dict("records")}
-        arrays: Arrays = {"scaler.mean": self._scaler.mean, "scaler.sd": self._scaler.sd}
-        if self._map is not None:
-            arrays |= prefixed("map", self._map.arrays())
-        if self._guide is not None:
-            config["guide"], values = self._guide.state()
-            arrays |= prefixed("guide", values)
-        if self.has_network:
-            arrays |= prefixed("network", {k: v.cpu().numpy() for k, v in self._network.network.state_dict().items()})
-        return config, arrays
-
-    @classmethod
-    def _from_state(cls, config: dict[str, Any], arrays: Arrays) -> Self:
-        model = cls(**{name: config[name] for name in SAVED})
-        model.training = ImageTraining.from_dict(config["training"])
-        model.history = None if config["history"] is None else pd.DataFrame(config["history"])
-        model.sections_seen = config["sections_seen"]
-        model._scaler = SectionScaler()
-        model._scaler.mean, model._scaler.sd = arrays["scaler.mean"], arrays["scaler.sd"]
-        reduced = subset("map", arrays)
-        model._map, model.n_components = LinearMap.from_arrays(reduced) if reduced else None, config["n_components"]
-        if "guide" in config:
-            model._guide = ExpressionGuide.from_state(config["guide"], subset("guide", arrays))
-        if model.has_network:
-            model._network = Backbone(model.backbone, pretrained=False)
-            if model.training.scale_token and len(model.crops_keys) > 1:
-                model._network.add_scale_token(len(model.crops_keys))
-            state = {k: torch.from_numpy(v) for k, v in subset("network", arrays).items()}
-            model._network.network.load_state_dict(state)
-        return model
-
-    def _card(self) -> list[str]:
-        network = f" ({self.backbone})" if self.has_network else ""
-        return [
-            f"- image encoder: {self.method}{network} on {', '.join(self.crops_keys)}",
-            f"- sections seen: {', '.join(self.sections_seen)}",
-        ]
