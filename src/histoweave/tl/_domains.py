@@ -102,7 +102,7 @@ def domains(
     KeyError
         A representation is not in ``obsm``.
     ValueError
-        More domains than different rows, a representation that is partly NaN, or rows without any representation in common.
+        More domains than different rows, a representation that is partly NaN, or rows that have none in common.
 
     Notes
     -----
