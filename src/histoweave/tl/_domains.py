@@ -62,8 +62,8 @@ def domains(
         interval. ``None``: a fixed rule decides, ``resolution`` for ``"leiden"`` (at 1, communities of largest
         modularity) and a Bayesian information criterion over 1 to 15 for ``"mixture"``, see the notes.
     method
-        ``"leiden"``, or ``"mixture"``, which finds more where genes and image both mean something, and less where
-        one of them is noise.
+        ``"leiden"``, or ``"mixture"``, which on simulated sections finds more when told ``n_domains``, and less
+        where image or genes are noise.
     resolution
         Of ``"leiden"`` without ``n_domains``; more gives more domains.
     n_rings
