@@ -9,6 +9,8 @@ import pytest
 import histoweave as hw
 from histoweave._record import recorded
 from histoweave._validate import HistoweaveWarning
+from histoweave.models import _domains
+from histoweave.pp._graph import ring_graphs
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +87,24 @@ def test_criterion_finds_one_domain_in_noise_and_more_in_tissue(complementary):
     assert "stability" not in entry
 
 
+@pytest.mark.parametrize(("n_regions", "gene_signal", "expected"), [(3, 1.0, 3), (8, 1.0, 8), (8, 0.0, 1)])
+def test_criterion_finds_the_number_that_genes_tell_apart(n_regions, gene_signal, expected, monkeypatch):
+    table = hw.datasets.simulate_section(
+        n_regions=n_regions, gene_signal=gene_signal, image=False, random_state=900
+    )  # fmt: skip
+    hw.tl.gene_encoder(table)
+    asked, mixture = [], _domains.mixture
+    monkeypatch.setattr(_domains, "mixture", lambda *a, **k: asked.append(k["shared"]) or mixture(*a, **k))
+    hw.tl.domains(table, method="mixture", n_seeds=1)
+    assert recorded(table, "domain")["n_domains"] == expected
+    ring = ring_graphs(table, n_rings=1)[0].toarray()
+    assert asked == [pytest.approx(np.mean([1 + row.sum() for row in ring]))]  # a spot and its neighbours
+
+
 def test_stability_is_the_mean_agreement_of_single_seeds(complementary):
     from itertools import combinations
 
     from histoweave._random import child_seeds
-    from histoweave.models import _domains
 
     hw.tl.domains(complementary, use="X_gene", n_domains=6, method="mixture", n_seeds=3, random_state=1)
     rings = hw.pp._graph.ring_graphs(complementary, n_rings=1)

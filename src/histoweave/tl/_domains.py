@@ -114,9 +114,9 @@ def domains(
     of each are random with respect to the rest.
 
     The criterion of ``"mixture"`` is Marriott's, penalised as by Bayes and for as many observations as there are
-    neighbourhoods side by side: spots that share neighbours are not independent. On simulated sections of 400 spots and
-    more it found the number of regions that genes tell apart, or one where they were faint, one in noise, and one or
-    two too many from image and genes.
+    neighbourhoods side by side: spots that share neighbours are not independent. On simulated sections of 400 spots it
+    finds the number of regions that genes tell apart, and one where they tell none; from image statistics it finds
+    too many.
 
     References
     ----------
