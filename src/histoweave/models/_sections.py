@@ -31,7 +31,7 @@ class SectionScaler:
         """Keep pooled mean and SD ``(d,)`` of the rows that are not NaN."""
         measured = X[~np.isnan(X).any(axis=1)]
         self.mean = measured.mean(axis=0)
-        self.sd = _spread(measured)
+        self.sd = spread(measured)
         return self
 
     def transform(self, X: np.ndarray, rows_of: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -55,10 +55,11 @@ class SectionScaler:
         measured = section[~np.isnan(section).any(axis=1)]
         mean, sd = self.mean, self.sd
         if len(measured) >= MIN_SPOTS:
-            mean, sd = measured.mean(axis=0), _spread(measured)
+            mean, sd = measured.mean(axis=0), spread(measured)
         return np.clip((X - mean) / sd, -LIMIT, LIMIT) if self.scale else X - mean
 
 
-def _spread(values: np.ndarray) -> np.ndarray:
+def spread(values: np.ndarray) -> np.ndarray:
+    """Return the standard deviation of every feature, 1 where it hardly varies."""
     sd = values.std(axis=0)
     return np.where(sd > 1e-6, sd, 1.0)  # a constant feature carries nothing: it becomes 0, not infinity

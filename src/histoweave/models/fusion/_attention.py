@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from histoweave._random import child_seeds, torch_seed
 from histoweave.models._base import Arrays
-from histoweave.models.fusion._heads import Head, spread
+from histoweave.models._sections import spread
+from histoweave.models.fusion._heads import Head
 
 N_TOKENS, WIDTH, N_HEADS = 4, 32, 4  # of each modality, of a token, of attention
 DROPOUT = 0.2
@@ -99,7 +100,8 @@ class AttentionHead(Head):
 
     def fit(self, X: np.ndarray, y: np.ndarray, n_classes: int, seed: int) -> AttentionHead:
         """Fit on features ``(n, d)`` and class numbers ``(n,)``."""
-        self.mean, self.sd = spread(X)
+        X = X.astype(np.float64)
+        self.mean, self.sd = X.mean(axis=0), spread(X)
         self.classes, codes = np.unique(y, return_inverse=True)
         self.n_classes = n_classes
         init_seed, row_seed = child_seeds(seed, 2)

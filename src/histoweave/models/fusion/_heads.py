@@ -8,6 +8,7 @@ from typing import Any, Self
 import numpy as np
 
 from histoweave.models._base import Arrays
+from histoweave.models._sections import spread
 from histoweave.models._trees import Trees
 
 N_LIGHT = 50  # trees out of fold, enough to weigh heads and to calibrate by
@@ -29,12 +30,6 @@ class Head(ABC):
         return self
 
 
-def spread(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean and the standard deviation of every feature in double precision, 1 where it hardly varies."""
-    sd = X.std(axis=0, dtype=np.float64)
-    return X.mean(axis=0, dtype=np.float64), np.where(sd > 1e-6, sd, 1.0)
-
-
 class LinearHead(Head):
     """Class-balanced multinomial logistic regression on standardised features.
 
@@ -54,7 +49,7 @@ class LinearHead(Head):
         from sklearn.linear_model import LogisticRegression
 
         X = X.astype(np.float64)  # what is saved, so that a loaded head gives the same numbers to the last bit
-        self.mean, self.sd = spread(X)
+        self.mean, self.sd = X.mean(axis=0), spread(X)
         model = LogisticRegression(C=self.C, class_weight="balanced", max_iter=1000, random_state=seed)
         model.fit((X - self.mean) / self.sd, y)
         # two classes give one row of coefficients: the log-odds of the second
