@@ -84,6 +84,42 @@ def test_layout_and_extremes(crops):
     np.testing.assert_allclose(found["dark"], (density > 0.5).mean((1, 2)), atol=1e-5)
 
 
+def boundary(degrees: float, offset: float, side: int = 64) -> np.ndarray:
+    """A crop with dense nuclei beyond a straight boundary, ``offset`` of half a side from the middle."""
+    y, x = np.mgrid[:side, :side] * (2 / (side - 1)) - 1
+    beyond = x * np.cos(np.deg2rad(degrees)) + y * np.sin(np.deg2rad(degrees)) > offset
+    return np.where(beyond[..., None], [90, 60, 140], [230, 190, 215]).astype(np.uint8)
+
+
+@pytest.mark.parametrize("offset", [-0.4, 0.0, 0.4])
+def test_strips_run_across_a_boundary_whatever_its_direction(offset):
+    found = columns(torch.from_numpy(np.stack([boundary(d, offset) for d in (0, 25, 110, 200, 335)])))
+    for name in ("haematoxylin", "density"):
+        strips = np.stack([found[f"{name}_strip{i}"] for i in range(5)], axis=1)
+        step = strips[0, 4] - strips[0, 0]
+        np.testing.assert_allclose(strips, strips[[0]].repeat(5, axis=0), atol=0.05 * step)
+        assert (np.diff(strips, axis=1) > -0.02 * step).all()
+        # half the step is reached where the boundary lies; the strips' middles are 0.4 apart
+        crossing = [np.interp(row[[0, 4]].mean(), row, np.linspace(-0.8, 0.8, 5)) for row in strips]
+        np.testing.assert_allclose(crossing, offset, atol=0.1)
+
+
+def test_strips_are_means_over_cells_weighted_by_their_distance_along_the_tilt(crops):
+    found, stains = columns(crops), stain_channels(crops).numpy().astype(float)
+    for j, crop in enumerate(stains):
+        cells = crop.reshape(3, 16, 4, 16, 4).mean((2, 4))
+        at = [(r, c, (c - 7.5) / 8, (r - 7.5) / 8) for r in range(16) for c in range(16)]
+        at = [(r, c, x, y) for r, c, x, y in at if x * x + y * y <= 1]
+        mean = np.mean([cells[:, r, c] for r, c, _, _ in at], axis=0)
+        tilt = sum((cells[0, r, c] - mean[0]) * np.array([x, y]) for r, c, x, y in at)
+        tilt = tilt / np.linalg.norm(tilt)
+        for i, middle in enumerate((-0.8, -0.4, 0.0, 0.4, 0.8)):
+            weights = [max(0.0, 1 - abs(np.dot(tilt, [x, y]) - middle) / 0.4) for _, _, x, y in at]
+            strip = np.average([cells[:, r, c] for r, c, _, _ in at], axis=0, weights=weights) - mean
+            for channel, name in enumerate(("haematoxylin", "eosin", "density")):
+                assert found[f"{name}_strip{i}"][j] == pytest.approx(strip[channel], abs=1e-4)
+
+
 TURNS = {
     "quarter turn": lambda c: torch.rot90(c, 1, (1, 2)),
     "half turn": lambda c: torch.rot90(c, 2, (1, 2)),

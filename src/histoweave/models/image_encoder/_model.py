@@ -41,7 +41,7 @@ class ImageEncoder(SavedEncoder, Model):
     Parameters
     ----------
     method
-        ``"statistics"``: colour and texture statistics in stain space (72 numbers a crop and scale), nothing
+        ``"statistics"``: colour and texture statistics in stain space (92 numbers a crop and scale), nothing
         to train. ``"pretrained"``: a frozen network from timm, or from local weights. ``"gene_regression"``: trees
         that bring the statistics to expression, learned on rows that have both, from then on for pictures alone;
         :attr:`history` says how well expression is predicted in tissue that was held out.

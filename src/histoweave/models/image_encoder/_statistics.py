@@ -14,6 +14,8 @@ from histoweave.loaders._augment import STAINS
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _BANDS = 4  # octaves of the band-pass pyramid
 _STAINS = ("haematoxylin", "eosin", "density")
+_STRIPS = 5
+_GRID = 16  # cells a side that strips are made of
 
 
 def feature_names() -> list[str]:
@@ -24,6 +26,7 @@ def feature_names() -> list[str]:
     names += [f"{s}_band{b}_{v}" for s in _STAINS for b in range(_BANDS) for v in ("energy", "peakedness")]
     names += [f"{s}_orientation{b}" for s in _STAINS for b in range(_BANDS - 1)]
     names += [f"{s}_{v}" for s in _STAINS for v in ("centre", "edge", "slope")]
+    names += [f"{m}_strip{i}" for m in (*_STAINS, "grain") for i in range(_STRIPS)]
     names += [f"stain_correlation{b}" for b in range(_BANDS)]
     return [*names, "white", "dark"]
 
@@ -54,7 +57,8 @@ def crop_statistics(crops: torch.Tensor) -> torch.Tensor:
     correlation = torch.stack([_correlation(b[:, 0], b[:, 1]) for b in bands], 1)
     density = pixels[:, 2]
     extremes = torch.stack([(density < 0.06).float().mean(1), (density > 0.5).float().mean(1)], 1)
-    parts = [moments, energy, orientation, _layout(stains)]
+    grain = bands[0][:, :1].abs()
+    parts = [moments, energy, orientation, _layout(stains), _strips(torch.cat([stains, grain], 1))]
     return torch.cat([p.flatten(1) for p in parts] + [correlation, extremes], 1)
 
 
@@ -95,3 +99,22 @@ def _layout(stains: torch.Tensor) -> torch.Tensor:
     ramp = torch.tensor([-1.5, -0.5, 0.5, 1.5], device=stains.device)
     slope_x, slope_y = (grid * ramp).mean((2, 3)), (grid * ramp[:, None]).mean((2, 3))
     return torch.stack([centre, edge, (slope_x.square() + slope_y.square()).sqrt()], 2)
+
+
+def _strips(maps: torch.Tensor) -> torch.Tensor:
+    """Mean of strips across the crop, from where the first map is low to where it is high, less the crop's mean.
+
+    Layers lie side by side. Turned so that the steepest way points in one direction, all crops on the same boundary
+    look alike, and how far off the boundary the spot lies shows as a shift of the strips.
+    """
+    cells = F.adaptive_avg_pool2d(maps, _GRID)
+    axis = (torch.arange(_GRID, device=maps.device) + 0.5) * (2 / _GRID) - 1
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    disc = (x.square() + y.square() <= 1).float()  # corners would be in the strips of some directions only
+    cells = cells - (cells * disc).sum((2, 3), keepdim=True) / disc.sum()
+    tilt_x, tilt_y = ((cells[:, 0] * disc * along).sum((1, 2)) for along in (x, y))
+    angle = torch.atan2(tilt_y, tilt_x)[:, None, None]
+    along = x * angle.cos() + y * angle.sin()
+    middles = torch.linspace(-1, 1, 2 * _STRIPS + 1, device=maps.device)[1::2]
+    weights = (1 - (along[..., None] - middles).abs() * (_STRIPS / 2)).clamp(min=0) * disc[..., None]
+    return torch.einsum("nchw,nhws->ncs", cells, weights / weights.sum((1, 2), keepdim=True))
