@@ -36,7 +36,7 @@ ALLOWED = {
     "tl": {"_", "metrics", "io", "pp", "datasets", "loaders", "models"},
     "pl": {"_", "metrics"},
 }
-ABOVE_ALL = {"cli", "_commands", "_doctor", "_report", "report"}  # the command line may import everything
+ABOVE_ALL = {"__main__", "cli", "_commands", "_doctor", "_report", "report"}  # the command line may import everything
 SLOW = {"scanpy", "squidpy", "spatialdata", "spatialdata_io", "skimage", "matplotlib.pyplot"}
 TORCH = {"torch", "torchvision", "lightning", "timm"}
 

@@ -135,7 +135,3 @@ def _doctor(args: argparse.Namespace) -> int:
     from histoweave._doctor import run_doctor
 
     return run_doctor(args)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -81,7 +81,7 @@ def image_encoder(
     >>> hw.pp.crops(adata)
     >>> encoder = hw.tl.image_encoder(adata)
     >>> adata.obsm["X_image"].shape
-    (400, 72)
+    (400, 92)
     """
     _, table = working_copy(data, table_key)
     arguments = {"n_components": n_components, "random_state": random_state} | options

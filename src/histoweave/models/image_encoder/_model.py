@@ -89,7 +89,7 @@ class ImageEncoder(SavedEncoder, Model):
     >>> adata = hw.datasets.simulate_section()
     >>> hw.pp.crops(adata, size_um={"crops": 110, "crops_context": 300})
     >>> hw.models.ImageEncoder(crops_keys=("crops", "crops_context")).fit(adata).embed(adata).shape
-    (400, 144)
+    (400, 184)
     """
 
     def __init__(
