@@ -15,6 +15,8 @@ from histoweave.models import RegionClassifier
 from histoweave.models._novelty import SPOT_RATE, Novelty, NoveltyCheck
 from histoweave.models.fusion import _inner
 from histoweave.models.fusion._heads import ForestHead
+from histoweave.models.image_encoder._model import FEATURES
+from histoweave.models.image_encoder._statistics import feature_names
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -93,6 +95,23 @@ def test_usual_sections_are_not_flagged(clf, table):
 def test_strange_images_are_flagged(clf, strangers, kind):
     verdict = clf.novelty(strangers[kind], modalities=["image"]).set_index("section")
     assert verdict["out_of_distribution"].all()
+
+
+def test_what_lies_next_to_what_is_not_strange(clf, table):
+    new = part(table, 8, 9)
+    before = clf.novelty(new)
+    image = clf._encoders["image"]
+    new.obsm[FEATURES] = image.features(new)
+    strips = [name for name in range(new.obsm[FEATURES].shape[1]) if "_strip" in feature_names()[name]]
+    new.obsm[FEATURES][:, strips] += 10.0
+    after = NoveltyCheck(clf._novelty.parts).apply(clf._encoders, new)[1]
+    pd.testing.assert_frame_equal(
+        after.query("modality == 'image'").reset_index(drop=True),
+        before.query("modality == 'image'").reset_index(drop=True),
+    )
+    new.obsm[FEATURES] += 10.0
+    shifted = NoveltyCheck(clf._novelty.parts).apply(clf._encoders, new)[1]
+    assert shifted.query("modality == 'image'")["out_of_distribution"].all()
 
 
 def test_strange_genes_are_flagged_and_told(clf, table):

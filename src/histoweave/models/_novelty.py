@@ -21,6 +21,7 @@ from histoweave.models._cloud import N_COMPONENTS, Cloud
 from histoweave.models._inner_groups import tissue_blocks
 from histoweave.models._profiles import Matrix, Profiles
 from histoweave.models.image_encoder._model import FEATURES
+from histoweave.models.image_encoder._statistics import arrangement
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -227,6 +228,8 @@ def raw_features(encoders: Mapping[str, Any], light: AnnData) -> dict[str, tuple
     image, genes = encoders.get("image"), encoders.get("gene")
     if image is not None and (FEATURES in light.obsm or all(key in light.obsm for key in image.crops_keys)):
         X = image.features(light)
+        if not image.has_network:  # what lies next to what differs from spot to spot, not from tissue to tissue
+            X = X[:, np.tile(~arrangement(), len(image.crops_keys))]
         found["image"] = X, ~np.isnan(X).any(axis=1), None
     if genes is not None and light.n_vars and genes.overlap(light) >= genes.min_share:
         expression = genes._aligned(light, None, _keys.LIBRARY, quiet=True)

@@ -9,7 +9,7 @@ from scipy.ndimage import uniform_filter
 from skimage.color import rgb2hed
 
 import histoweave as hw
-from histoweave.models.image_encoder._statistics import crop_statistics, feature_names, stain_channels
+from histoweave.models.image_encoder._statistics import arrangement, crop_statistics, feature_names, stain_channels
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +26,7 @@ def columns(crops: torch.Tensor) -> dict[str, np.ndarray]:
 def test_every_column_has_a_name(crops):
     assert crop_statistics(crops).shape == (len(crops), len(feature_names()))
     assert len(set(feature_names())) == len(feature_names())
+    assert [name.split("_strip")[1] for name in np.array(feature_names())[arrangement()]] == [*"01234"] * 4
 
 
 def test_stains_are_an_unmixing_of_optical_density(crops):

@@ -6,6 +6,7 @@ embedding is a strong and honest floor for learned encoders.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -29,6 +30,11 @@ def feature_names() -> list[str]:
     names += [f"{m}_strip{i}" for m in (*_STAINS, "grain") for i in range(_STRIPS)]
     names += [f"stain_correlation{b}" for b in range(_BANDS)]
     return [*names, "white", "dark"]
+
+
+def arrangement() -> np.ndarray:
+    """Which columns of `crop_statistics` say how tissue is arranged around the middle, and not what it is made of."""
+    return np.array(["_strip" in name for name in feature_names()])
 
 
 def stain_channels(crops: torch.Tensor) -> torch.Tensor:
