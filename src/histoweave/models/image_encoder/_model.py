@@ -41,10 +41,11 @@ class ImageEncoder(SavedEncoder, Model):
     Parameters
     ----------
     method
-        ``"statistics"``: colour and texture statistics in stain space (92 numbers a crop and scale), nothing
-        to train. ``"pretrained"``: a frozen network from timm, or from local weights. ``"gene_regression"``: trees
-        that bring the statistics to expression, learned on rows that have both, from then on for pictures alone;
-        :attr:`history` says how well expression is predicted in tissue that was held out.
+        ``"statistics"``: colour and texture in stain space, of the crop and of strips from its thinner to its
+        denser side (92 numbers a crop and scale), nothing to train. ``"pretrained"``: a frozen network from timm, or
+        from local weights. ``"gene_regression"``: trees that bring the statistics to expression, learned on rows
+        that have both, from then on for pictures alone; :attr:`history` says how well expression is predicted in
+        tissue that was held out.
 
         The others train a network on the crops. Without labels: ``"simclr"``, ``"vicreg"``, ``"simsiam"`` and
         ``"byol"`` make two views of a crop agree, ``"inpaint"`` draws a hidden part of it, ``"colorize"`` its

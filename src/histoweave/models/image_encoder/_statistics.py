@@ -1,7 +1,7 @@
 """Colour and texture statistics of crops in stain space: an encoder with nothing to train.
 
-Every number is a plain description of a crop (how much haematoxylin, how coarse, how oriented), so the
-embedding is a strong and honest floor for learned encoders.
+Every number is a plain description of a crop (how much haematoxylin, how coarse, how oriented, what changes from one
+side to the other), so the embedding is a strong and honest floor for learned encoders.
 """
 
 from __future__ import annotations
