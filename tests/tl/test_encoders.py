@@ -7,6 +7,7 @@ import pytest
 from anndata import AnnData
 
 import histoweave as hw
+from histoweave.models.image_encoder._statistics import feature_names
 from histoweave._record import recorded
 from histoweave.models import GenePCA, ImageEncoder
 
@@ -39,7 +40,7 @@ def test_several_scales_side_by_side(cut):
     width = cut.obsm["X_image"].shape[1]
     hw.tl.image_encoder(cut)
     assert width == 2 * cut.obsm["X_image"].shape[1]
-    assert cut.obsm["X_image"].shape[1] == 72
+    assert cut.obsm["X_image"].shape[1] == len(feature_names())
 
 
 def test_spatialdata_gets_the_same(cut):
