@@ -7,9 +7,9 @@ import pytest
 from anndata import AnnData
 
 import histoweave as hw
-from histoweave.models.image_encoder._statistics import feature_names
 from histoweave._record import recorded
 from histoweave.models import GenePCA, ImageEncoder
+from histoweave.models.image_encoder._statistics import feature_names
 
 
 def test_image_encoder_writes_what_the_model_embeds(cut):
