@@ -30,7 +30,7 @@ def test_palette_stays_apart(vision):
 
 
 def test_more_classes_than_the_palette_still_differ():
-    assert len(set(_draw._palette(30, taken=()))) == 30
+    assert len(set(_draw.distinct_colors(30))) == 30
 
 
 def test_numbers_as_labels_are_classes_once_predicted(table):

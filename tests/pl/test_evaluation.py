@@ -2,7 +2,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.container import ErrorbarContainer
 
 import histoweave as hw
 
@@ -52,42 +51,6 @@ def test_confusion_bad_input(table):
     table.obs["region"] = None
     with pytest.raises(ValueError, match="no label"):
         hw.pl.confusion(table)
-
-
-@pytest.fixture
-def calibrated(table):
-    p = np.tile([0.55, 0.75, 0.95], 12)
-    tumour = (table.obs["region"] == "tumour").to_numpy()
-    table.obsm["region_probability"] = pd.DataFrame(
-        {"tumour": np.where(tumour, p, 1 - p), "stroma": np.where(tumour, 1 - p, p)}, index=table.obs_names
-    )
-    return table
-
-
-def test_reliability_points_and_error(calibrated):
-    ax = hw.pl.reliability(calibrated, n_bins=10)
-    (observed,) = [c.lines[0] for c in ax.containers if isinstance(c, ErrorbarContainer)]
-    np.testing.assert_allclose(observed.get_xdata().astype(float), [0.55, 0.75, 0.95])
-    np.testing.assert_allclose(observed.get_ydata().astype(float), 1)  # every spot is right
-    error = hw.metrics.expected_calibration_error(
-        calibrated.obs["region"][1:], calibrated.obsm["region_probability"][1:], n_bins=10
-    )
-    assert ax.get_title() == f"35 spots, expected calibration error {error:.3f}"
-
-
-def test_reliability_leaves_out_rows_without_prediction_and_keeps_unseen_classes(calibrated):
-    calibrated.obsm["region_probability"].iloc[5] = np.nan
-    assert hw.pl.reliability(calibrated).get_title().startswith("34 spots")
-    calibrated.obs.loc[calibrated.obs_names[8], "region"] = "necrosis"
-    assert hw.pl.reliability(calibrated).get_title().startswith("34 spots")
-
-
-def test_reliability_bad_input(calibrated):
-    with pytest.raises(KeyError, match="probability_key"):
-        hw.pl.reliability(calibrated, probability_key="p")
-    calibrated.obsm["p"] = calibrated.obsm["region_probability"].to_numpy()
-    with pytest.raises(TypeError, match="DataFrame"):
-        hw.pl.reliability(calibrated, probability_key="p")
 
 
 @pytest.fixture

@@ -20,3 +20,4 @@ from ._mixing import batch_leakage as batch_leakage
 from ._mixing import batch_mixing as batch_mixing
 from ._multilabel import multilabel as multilabel
 from ._retrieval import retrieval as retrieval
+from ._roc import roc_curves as roc_curves

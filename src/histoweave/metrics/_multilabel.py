@@ -52,9 +52,7 @@ def multilabel(truth: Any, probability: Any, *, threshold: float = 0.5) -> pd.Da
     np.float64(1.0)
     """
     require_number(threshold, argument="threshold", above=0, below=1)
-    known = findings(truth, argument="truth")
-    p = _probabilities(probability, known.columns)
-    same_length(truth=known, probability=p)
+    known, p = findings_and_probability(truth, probability, argument="truth")
     predicted = p.notna().all(axis=1).to_numpy()
     rows = {name: _score(known[name].to_numpy(), p[name].to_numpy(), predicted, threshold) for name in known}
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("finding")
@@ -89,6 +87,14 @@ def findings(values: Any, *, argument: str) -> pd.DataFrame:
         )
         raise ValueError(msg)
     return numbers
+
+
+def findings_and_probability(truth: Any, probability: Any, *, argument: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return findings and their probabilities with the same rows and columns; anything else raises."""
+    known = findings(truth, argument=argument)
+    p = _probabilities(probability, known.columns)
+    same_length(**{argument: known, "probability": p})
+    return known, p
 
 
 def _probabilities(probability: Any, columns: pd.Index) -> pd.DataFrame:

@@ -8,7 +8,6 @@ from ._embedding import embedding as embedding
 from ._embedding_quality import embedding_quality as embedding_quality
 from ._embedding_quality import retrieval as retrieval
 from ._evaluation import confusion as confusion
-from ._evaluation import reliability as reliability
 from ._evaluation import scores as scores
 from ._explain_spot import explain_spot as explain_spot
 from ._gene_importance import gene_importance as gene_importance
@@ -16,4 +15,6 @@ from ._grad_cam import grad_cam as grad_cam
 from ._grad_cam import grad_cam_section as grad_cam_section
 from ._label_efficiency import label_efficiency as label_efficiency
 from ._modality_contribution import modality_contribution as modality_contribution
+from ._probabilities import reliability as reliability
+from ._probabilities import roc as roc
 from ._regions import regions as regions

@@ -92,7 +92,7 @@ def class_colors(table: AnnData, key: str, palette: Mapping[str, Any] | None = N
                     "it is left aside."
                 )
     names = dict.fromkeys(c for name in columns for c in _categories(table.obs[name]))
-    free = iter(_palette(len(names), taken=colors.values()))
+    free = iter(distinct_colors(len(names), taken=colors.values()))
     colors = {name: colors[name] if name in colors else next(free) for name in names}
     if palette is not None:
         unknown = [name for name in colors if name not in palette]
@@ -109,7 +109,8 @@ def _categories(column: pd.Series) -> list[str]:
     return sorted({name for name in class_names(column) if name is not None})
 
 
-def _palette(n: int, taken: Collection[Any]) -> list[Any]:
+def distinct_colors(n: int, taken: Collection[Any] = ()) -> list[Any]:
+    """Return colours for ``n`` classes, of which some are ``taken``: the palette's, or more when it is too short."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 

@@ -1,4 +1,4 @@
-"""How good the predictions are: confusion matrix, reliability curve, scores beside their nulls."""
+"""How good the predictions are: confusion matrix, scores beside their nulls."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from histoweave import _keys, metrics
 from histoweave._resolve import get_table
 from histoweave._validate import listing, require_choice, require_key, require_labels
 from histoweave.pl import _draw
+from histoweave.pl._scored import CLASSIFY, masked_rows, require_any
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
 
-_CLASSIFY = "hw.tl.fusion_classifier(...)"
 _MODEL, _NULL = "#0072B2", "#8C8C8C"
 
 
@@ -80,12 +80,12 @@ def confusion(
         predicted_key,
         where="adata.obs",
         argument="predicted_key",
-        run=_CLASSIFY,
+        run=CLASSIFY,
     )
-    truth, rows = _scored_rows(table, labels_key, mask_key)
+    truth = require_labels(table, labels_key, min_classes=1).to_numpy()
     guess = _draw.class_names(table.obs[predicted_key])
-    rows &= pd.notna(guess)
-    _require_any(rows, f"a label in `adata.obs[{labels_key!r}]` and a prediction")
+    rows = pd.notna(truth) & pd.notna(guess) & masked_rows(table, mask_key)
+    require_any(rows, f"a label in `adata.obs[{labels_key!r}]` and a prediction")
     truth, guess = truth[rows], guess[rows]
     names = [n for n in _draw.class_colors(table, labels_key) if n in set(truth) | set(guess)]
     names += sorted((set(truth) | set(guess)) - set(names))
@@ -119,103 +119,6 @@ def _matrix(ax: Axes, counts: np.ndarray, names: Sequence[str], normalize: str |
     ax.tick_params(length=0)
     for spine in ax.spines.values():
         spine.set_visible(False)
-
-
-def reliability(
-    data: AnnData | SpatialData,
-    *,
-    labels_key: str = _keys.REGION,
-    probability_key: str | None = None,
-    n_bins: int = 15,
-    strategy: str = "uniform",
-    mask_key: str | None = None,
-    table_key: str = _keys.TABLE,
-    ax: Axes | None = None,
-) -> Axes:
-    """Draw stated confidence against the accuracy it came with.
-
-    Points on the diagonal are calibrated, points below it overconfident. Bars are 95 % Wilson intervals; the
-    grey histogram at the bottom shows where the confidences lie. Rows a model was trained on flatter it: name
-    the held-out rows with ``mask_key``.
-
-    Parameters
-    ----------
-    data
-        Table or SpatialData.
-    labels_key
-        Column of ``obs`` with the true regions; unlabelled rows are left out.
-    probability_key
-        DataFrame in ``obsm`` with one column a class; by default ``labels_key + "_probability"``. Rows of NaN
-        (not predicted) are left out.
-    n_bins, strategy
-        As in :func:`histoweave.metrics.reliability_curve`.
-    mask_key
-        Boolean column of ``obs``: only its true rows are counted.
-    table_key
-        Name of the table in a SpatialData object.
-    ax
-        Axes to draw into; by default a new figure.
-
-    Returns
-    -------
-    The Axes; the title gives the expected calibration error.
-
-    Raises
-    ------
-    KeyError
-        A column or the probabilities are missing.
-    TypeError
-        The probabilities are not a DataFrame with class names as columns.
-    ValueError
-        No row has both, or what :func:`histoweave.metrics.reliability_curve` raises.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> import histoweave as hw
-    >>> adata = hw.datasets.simulate_section()
-    >>> adata.obsm["region_probability"] = pd.get_dummies(adata.obs["region"]) * 1.0
-    >>> ax = hw.pl.reliability(adata)
-    """
-    table = get_table(data, table_key)
-    probability_key = probability_key or labels_key + _keys.PROBABILITY
-    require_key(
-        table.obsm, probability_key, where="adata.obsm", argument="probability_key",
-        run=_CLASSIFY,
-    )  # fmt: skip
-    frame = table.obsm[probability_key]
-    if not isinstance(frame, pd.DataFrame):
-        msg = (
-            f"`adata.obsm[{probability_key!r}]` must be a DataFrame whose columns are the classes, "
-            f"got {type(frame).__name__}."
-        )
-        raise TypeError(msg)
-    truth, rows = _scored_rows(table, labels_key, mask_key)
-    rows &= frame.notna().any(axis=1).to_numpy()
-    _require_any(rows, f"a label in `adata.obs[{labels_key!r}]` and probabilities")
-    frame, truth = frame[rows], truth[rows]
-    for name in sorted(set(truth) - set(frame.columns.astype(str))):
-        frame = frame.assign(**{name: 0.0})  # a class the model never saw: its rows count as wrong
-    options = {"n_bins": n_bins, "strategy": strategy}
-    curve = metrics.reliability_curve(truth, frame, **options)
-    error = metrics.expected_calibration_error(truth, frame, **options)
-    ax = _draw.new_axes(ax, 1, 1, panel=(4.0, 4.0))[0, 0]
-    _reliability(ax, curve, frame.to_numpy().max(axis=1))
-    ax.set_title(f"{len(truth)} spots, expected calibration error {error:.3f}", fontsize=10)
-    return ax
-
-
-def _reliability(ax: Axes, curve: pd.DataFrame, confidence: np.ndarray) -> None:
-    share, edges = np.histogram(confidence, bins=np.linspace(0, 1, 21))
-    ax.bar(edges[:-1], 0.25 * share / share.max(), width=0.05, align="edge", color="#D9D9D9",
-           edgecolor="white", label="confidences")  # fmt: skip
-    ax.plot([0, 1], [0, 1], color="#666666", lw=1, ls="--", label="calibrated")
-    bars = np.abs(curve[["lower", "upper"]].to_numpy().T - curve["accuracy"].to_numpy())
-    ax.errorbar(curve["confidence"], curve["accuracy"], yerr=bars, color=_MODEL, marker="o", ms=5, lw=1.5,
-                elinewidth=1, capsize=2, label="observed", clip_on=False, zorder=3)  # fmt: skip
-    ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="stated confidence", ylabel="accuracy")
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(fontsize=8, loc="upper left", framealpha=0.8, edgecolor="none")
 
 
 def scores(results: pd.DataFrame, *, metric: str = "macro_f1", ax: Axes | None = None) -> Axes:
@@ -288,23 +191,3 @@ def scores(results: pd.DataFrame, *, metric: str = "macro_f1", ax: Axes | None =
     ax.grid(axis="x", color="#EEEEEE")
     ax.set_axisbelow(True)
     return ax
-
-
-def _scored_rows(table: AnnData, labels_key: str, mask_key: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return the labels of all rows and which rows count."""
-    truth = require_labels(table, labels_key, min_classes=1).to_numpy()
-    rows = pd.notna(truth)
-    if mask_key is not None:
-        require_key(table.obs, mask_key, where="adata.obs", argument="mask_key")
-        mask = table.obs[mask_key]
-        if not pd.api.types.is_bool_dtype(mask) or mask.isna().any():
-            msg = f"`adata.obs[{mask_key!r}]` must be boolean without gaps, got {mask.dtype}."
-            raise ValueError(msg)
-        rows &= mask.to_numpy(dtype=bool)
-    return truth, rows
-
-
-def _require_any(rows: np.ndarray, what: str) -> None:
-    if not rows.any():
-        msg = f"No row has {what}; there is nothing to draw."
-        raise ValueError(msg)
