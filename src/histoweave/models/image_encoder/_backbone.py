@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from histoweave._validate import listing
+from histoweave.models.image_encoder._convolution import speed_up
 from histoweave.models.image_encoder._module import NETWORKS, ScaleToken
 
 PUBLISHED = "published"  # `weights` of timm's cache or the hub
@@ -38,6 +39,7 @@ class Backbone(nn.Module):
     def __init__(self, name: str, *, pretrained: bool) -> None:
         super().__init__()
         self.network = _create(name, pretrained)
+        speed_up(self.network)
         config = self.network.pretrained_cfg
         self.dim = self.network.num_features
         self.size = config["input_size"][-1] if config.get("fixed_input_size") else None
