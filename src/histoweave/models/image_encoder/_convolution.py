@@ -149,7 +149,7 @@ def weight_gradient_by_windows(x: torch.Tensor, gradient: torch.Tensor, shape: S
     (down, across), (n_in, n_out), lines = shape.out, (x.shape[1], gradient.shape[1]), x.permute(0, 2, 3, 1)
     step = max(1, ROWS // (down * across))
     rows = x.new_empty(step, down, across, *shape.kernel, n_in)
-    found = x.new_zeros(n_out, shape.kernel[0] * shape.kernel[1] * n_in)
+    found = x.new_zeros(shape.kernel[0] * shape.kernel[1] * n_in, n_out)  # this way up MKL is a fifth faster
     border = (0, 0, shape.padding[1], shape.padding[1], shape.padding[0], shape.padding[0])
     for start in range(0, len(x), step):
         part = F.pad(lines[start : start + step], border).contiguous()
@@ -157,5 +157,5 @@ def weight_gradient_by_windows(x: torch.Tensor, gradient: torch.Tensor, shape: S
         strides = (picture, shape.stride[0] * line, shape.stride[1] * cell, line, cell, 1)
         filled = rows[: len(part)].copy_(part.as_strided((len(part), *rows.shape[1:]), strides))
         outer = gradient[start : start + step].permute(0, 2, 3, 1).reshape(-1, n_out)
-        found.addmm_(outer.T, filled.view(len(outer), -1))
-    return found.view(n_out, *shape.kernel, n_in).permute(0, 3, 1, 2)
+        found.addmm_(filled.view(len(outer), -1).T, outer)
+    return found.view(*shape.kernel, n_in, n_out).permute(3, 2, 0, 1)
