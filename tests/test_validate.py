@@ -125,3 +125,14 @@ def test_labels_that_are_too_few():
         v.require_labels(table(region=["a", "a"]), "region")
     with pytest.raises(ValueError, match=r"'a' \(2\), 'b' \(1\)"):
         v.require_labels(table(region=["a", "a", "b"]), "region", min_spots=2)
+
+
+def test_a_mask_is_true_or_false_in_every_row():
+    masked = table(held_out=[True, False, True])
+    np.testing.assert_array_equal(v.require_mask(masked, "held_out"), [True, False, True])
+    np.testing.assert_array_equal(v.require_mask(masked, None), [True, True, True])
+    with pytest.raises(KeyError, match="mask_key='nope'"):
+        v.require_mask(masked, "nope")
+    for wrong in (["yes", "no", "no"], [0, 1, 1], pd.array([True, None, True], dtype="boolean")):
+        with pytest.raises(ValueError, match="boolean, True or False in every row"):
+            v.require_mask(table(held_out=wrong), "held_out")

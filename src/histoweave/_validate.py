@@ -161,6 +161,19 @@ def require_labels(table: AnnData, labels_key: str, *, min_classes: int = 2, min
     return pd.Series(names, index=table.obs_names, name=labels_key)
 
 
+def require_mask(table: AnnData, mask_key: str | None) -> np.ndarray:
+    """Return a boolean column of ``obs``, all true without a key; text and gaps would count as true, and raise."""
+    if mask_key is None:
+        return np.ones(table.n_obs, dtype=bool)
+    require_key(table.obs, mask_key, where="adata.obs", argument="mask_key")
+    mask = table.obs[mask_key]
+    if not pd.api.types.is_bool_dtype(mask) or mask.isna().any():
+        found = f"{mask.dtype}: {listing(mask.unique(), 4)}"
+        msg = f"`mask_key={mask_key!r}` must be boolean, True or False in every row, got {found}."
+        raise ValueError(msg)
+    return mask.to_numpy(dtype=bool)
+
+
 def label_name(value: Any) -> str:
     """Return the name of a label: blanks at the ends removed, whole numbers without a decimal point."""
     if isinstance(value, float) and value.is_integer():  # a column of integers with gaps is read as float

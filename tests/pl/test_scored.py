@@ -2,7 +2,6 @@
 
 import numpy as np
 import pandas as pd
-import pytest
 
 from histoweave.pl import _scored
 
@@ -19,10 +18,3 @@ def test_rows_have_a_label_a_prediction_and_the_mask(table):
     np.testing.assert_allclose(kept["1"], np.linspace(0, 1, 36)[rows])
     assert (kept["tumour"] == 0).all()  # no column says tumour
     assert list(frame) == [1, "stroma"]  # the stored ones are as they were
-
-
-@pytest.mark.parametrize("column", [["yes"] * 36, np.arange(36), pd.array([True, None] * 18, dtype="boolean")])
-def test_a_mask_is_true_or_false(table, column):
-    table.obs["mask"] = column
-    with pytest.raises(ValueError, match="boolean"):
-        _scored.masked_rows(table, "mask")

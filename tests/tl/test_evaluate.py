@@ -77,7 +77,7 @@ def test_numbers_as_names(table):
 )
 def test_mask_that_is_not_boolean_is_refused(table, mask):
     table.obs["mask"] = mask
-    with pytest.raises(ValueError, match="must be True or False in every row"):
+    with pytest.raises(ValueError, match="True or False in every row"):
         hw.tl.evaluate(table, prediction="x", mask_key="mask")
 
 

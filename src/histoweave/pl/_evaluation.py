@@ -10,9 +10,9 @@ import pandas as pd
 
 from histoweave import _keys, metrics
 from histoweave._resolve import get_table
-from histoweave._validate import listing, require_choice, require_key, require_labels
+from histoweave._validate import listing, require_choice, require_key, require_labels, require_mask
 from histoweave.pl import _draw
-from histoweave.pl._scored import CLASSIFY, masked_rows, require_any
+from histoweave.pl._scored import CLASSIFY, require_any
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -84,7 +84,7 @@ def confusion(
     )
     truth = require_labels(table, labels_key, min_classes=1).to_numpy()
     guess = _draw.class_names(table.obs[predicted_key])
-    rows = pd.notna(truth) & pd.notna(guess) & masked_rows(table, mask_key)
+    rows = pd.notna(truth) & pd.notna(guess) & require_mask(table, mask_key)
     require_any(rows, f"a label in `adata.obs[{labels_key!r}]` and a prediction")
     truth, guess = truth[rows], guess[rows]
     names = [n for n in _draw.class_colors(table, labels_key) if n in set(truth) | set(guess)]

@@ -9,9 +9,9 @@ import pandas as pd
 
 from histoweave import _keys, metrics
 from histoweave._resolve import get_table
-from histoweave._validate import listing
+from histoweave._validate import listing, require_mask
 from histoweave.pl import _draw
-from histoweave.pl._scored import labels_and_probability, masked_rows, require_any, stored_probability
+from histoweave.pl._scored import labels_and_probability, require_any, stored_probability
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -196,6 +196,6 @@ def _findings(
         )
         raise ValueError(msg)
     truth, frame = truth[told], frame[told]
-    rows = masked_rows(table, mask_key) & frame.notna().any(axis=1).to_numpy() & truth.notna().any(axis=1).to_numpy()
+    rows = require_mask(table, mask_key) & frame.notna().any(axis=1).to_numpy() & truth.notna().any(axis=1).to_numpy()
     require_any(rows, f"a finding in `adata.obsm[{labels_key!r}]` and probabilities")
     return truth[rows], frame[rows]

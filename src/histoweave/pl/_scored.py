@@ -8,24 +8,12 @@ import numpy as np
 import pandas as pd
 
 from histoweave import _keys
-from histoweave._validate import require_key, require_labels
+from histoweave._validate import require_key, require_labels, require_mask
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 CLASSIFY = "hw.tl.fusion_classifier(...)"
-
-
-def masked_rows(table: AnnData, mask_key: str | None) -> np.ndarray:
-    """Return which rows the mask lets count; without one, all."""
-    if mask_key is None:
-        return np.ones(table.n_obs, dtype=bool)
-    require_key(table.obs, mask_key, where="adata.obs", argument="mask_key")
-    mask = table.obs[mask_key]
-    if not pd.api.types.is_bool_dtype(mask) or mask.isna().any():
-        msg = f"`adata.obs[{mask_key!r}]` must be boolean without gaps, got {mask.dtype}."
-        raise ValueError(msg)
-    return mask.to_numpy(dtype=bool)
 
 
 def require_any(rows: np.ndarray, what: str) -> None:
@@ -55,7 +43,7 @@ def labels_and_probability(
     """
     frame = stored_probability(table, labels_key, probability_key)
     truth = require_labels(table, labels_key, min_classes=1).to_numpy()
-    rows = pd.notna(truth) & masked_rows(table, mask_key) & frame.notna().any(axis=1).to_numpy()
+    rows = pd.notna(truth) & require_mask(table, mask_key) & frame.notna().any(axis=1).to_numpy()
     require_any(rows, f"a label in `adata.obs[{labels_key!r}]` and probabilities")
     unseen = sorted(set(truth[rows]) - set(frame.columns))
     return truth[rows], frame[rows].assign(**dict.fromkeys(unseen, 0.0))

@@ -9,7 +9,7 @@ import pandas as pd
 
 from histoweave import _keys
 from histoweave._resolve import get_table
-from histoweave._validate import label_name, listing, require_key, require_labels
+from histoweave._validate import label_name, require_key, require_labels, require_mask
 from histoweave.metrics import classification, per_class
 
 if TYPE_CHECKING:
@@ -76,10 +76,7 @@ def evaluate(
     run = "hw.tl.fusion_classifier(...)` or `hw.tl.predict_regions(...)"
     require_key(table.obs, name + _keys.PREDICTED, where="adata.obs", argument="prediction", run=run)
     predicted = table.obs[name + _keys.PREDICTED].astype(object).map(label_name, na_action="ignore")
-    wanted = labels.notna().to_numpy()
-    if mask_key is not None:
-        require_key(table.obs, mask_key, where="adata.obs", argument="mask_key")
-        wanted &= require_mask(table.obs[mask_key], mask_key)
+    wanted = labels.notna().to_numpy() & require_mask(table, mask_key)
     rows = wanted & predicted.notna().to_numpy()
     if not include_abstained:
         require_key(table.obs, name + _keys.ABSTAIN, where="adata.obs", argument="prediction", run=run)
@@ -93,16 +90,6 @@ def evaluate(
     regions = per_class(truth, guess, probability, classes=classes)
     long = regions.rename_axis("region").reset_index().melt("region", var_name="metric")
     return pd.concat([*tidy, long], ignore_index=True)
-
-
-def require_mask(column: pd.Series, key: str) -> np.ndarray:
-    """Return the column as booleans; text and gaps would count as True, and are refused."""
-    if not pd.api.types.is_bool_dtype(column) or column.isna().any():
-        msg = (
-            f"`mask_key={key!r}` must be True or False in every row, got {column.dtype}: {listing(column.unique(), 4)}."
-        )
-        raise ValueError(msg)
-    return column.to_numpy(dtype=bool)
 
 
 def _aligned(

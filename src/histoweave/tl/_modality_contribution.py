@@ -11,12 +11,11 @@ import pandas as pd
 from histoweave import _keys
 from histoweave._record import record
 from histoweave._resolve import section_column, working_copy
-from histoweave._validate import listing, require_key, require_labels
+from histoweave._validate import listing, require_labels, require_mask
 from histoweave.metrics import classification, per_class
 from histoweave.models import FusionClassifier, RegionClassifier
 from histoweave.models._base import require_fitted
 from histoweave.models.explanation._contribution import answers, logarithm, shapley, spot_contributions
-from histoweave.tl._evaluate import require_mask
 from histoweave.tl._fusion import embedding_keys
 
 if TYPE_CHECKING:
@@ -169,8 +168,7 @@ def _held_out(
         return None, nowhere
     labels = require_labels(table, labels_key, min_classes=1).to_numpy(dtype=object)
     if mask_key is not None:
-        require_key(table.obs, mask_key, where="adata.obs", argument="mask_key")
-        held_out = require_mask(table.obs[mask_key], mask_key)
+        held_out = require_mask(table, mask_key)
     else:
         seen = getattr(model, "sections_seen", None)
         held_out = nowhere if seen is None else ~np.isin(section_column(table, library_key).astype(str), seen)

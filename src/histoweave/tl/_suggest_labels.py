@@ -14,7 +14,15 @@ from histoweave._calibration import nearest_distance
 from histoweave._random import rng
 from histoweave._record import record
 from histoweave._resolve import section_column, sections, working_copy
-from histoweave._validate import require_choice, require_key, require_labels, require_matrix, require_number, warn
+from histoweave._validate import (
+    require_choice,
+    require_key,
+    require_labels,
+    require_mask,
+    require_matrix,
+    require_number,
+    warn,
+)
 from histoweave.models import RegionClassifier, _domains, _suggestions
 from histoweave.pp._context import context_features
 from histoweave.pp._folds import coordinates, require_finite
@@ -148,7 +156,7 @@ def suggest_labels(
     if kind == "patches":
         require_key(table.obsm, spatial_key, where="adata.obsm", argument="spatial_key", run="hw.io.read_visium(...)")
     there = ~np.all([np.isnan(value).any(axis=1) for value in values], axis=0)
-    part, known, free = table[there], labelled[there], (_asked(table, mask_key) & ~labelled)[there]
+    part, known, free = table[there], labelled[there], (require_mask(table, mask_key) & ~labelled)[there]
     if not free.any():
         among = f" of `mask_key={mask_key!r}`" if mask_key else ""
         msg = f"There is no spot to suggest: every spot{among} with an embedding has a label."
@@ -263,17 +271,6 @@ def _labelled(table: AnnData, labels_key: str) -> np.ndarray:
     if labels_key not in table.obs or table.obs[labels_key].isna().all():
         return np.zeros(table.n_obs, dtype=bool)
     return require_labels(table, labels_key, min_classes=1).notna().to_numpy()
-
-
-def _asked(table: AnnData, mask_key: str | None) -> np.ndarray:
-    if mask_key is None:
-        return np.ones(table.n_obs, dtype=bool)
-    require_key(table.obs, mask_key, where="adata.obs", argument="mask_key")
-    mask = table.obs[mask_key]
-    if not pd.api.types.is_bool_dtype(mask) or mask.isna().any():
-        msg = f"`adata.obs[{mask_key!r}]` must be boolean without gaps, got {mask.dtype}."
-        raise ValueError(msg)
-    return mask.to_numpy(dtype=bool)
 
 
 def _stored(table: AnnData, labels_key: str, key: str | None) -> pd.DataFrame | None:
