@@ -118,8 +118,8 @@ def test_roc_of_findings_where_they_are_known(found):
 def test_roc_bad_input(ranked, found):
     with pytest.raises(KeyError, match="probability_key"):
         hw.pl.roc(ranked, probability_key="p")
-    with pytest.raises(KeyError, match="nothing"):
-        hw.pl.roc(ranked, labels_key="nothing", probability_key="region_probability")
+    with pytest.raises(KeyError, match="labels_key='nothing'"):  # not of probabilities, which have their name from it
+        hw.pl.roc(ranked, labels_key="nothing")
     ranked.obs["stroma_alone"] = (ranked.obs["region"] == "stroma").to_numpy()
     with pytest.raises(ValueError, match="no ROC curve"):
         hw.pl.roc(ranked, mask_key="stroma_alone")

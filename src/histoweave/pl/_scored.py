@@ -41,8 +41,8 @@ def labels_and_probability(
 
     A class the model never saw has probability 0 everywhere: its rows count as wrong.
     """
-    frame = stored_probability(table, labels_key, probability_key)
     truth = require_labels(table, labels_key, min_classes=1).to_numpy()
+    frame = stored_probability(table, labels_key, probability_key)
     rows = pd.notna(truth) & require_mask(table, mask_key) & frame.notna().any(axis=1).to_numpy()
     require_any(rows, f"a label in `adata.obs[{labels_key!r}]` and probabilities")
     unseen = sorted(set(truth[rows]) - set(frame.columns))
