@@ -14,9 +14,19 @@ from histoweave.models.image_encoder import _convolution
 from histoweave.models.image_encoder._convolution import Conv2d, speed_up
 
 
-@pytest.fixture
+def processor(monkeypatch, *units: str) -> None:
+    """Let this processor have these units."""
+    monkeypatch.setattr(_convolution, "_units", lambda: dict.fromkeys(units, True))
+
+
+@pytest.fixture(autouse=True)
 def avx2(monkeypatch):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    processor(monkeypatch, "avx2")
+
+
+@pytest.fixture
+def avx512(monkeypatch):
+    processor(monkeypatch, "avx2", "avx512_f", "avx512_bf16")
 
 
 def ours(**options) -> nn.Conv2d:
@@ -129,7 +139,6 @@ def test_nothing_is_computed_that_nobody_asked_for(monkeypatch):
     assert calls == ["convolve"]
 
 
-@pytest.mark.usefixtures("avx2")
 def test_convolutions_it_helps_are_exchanged_and_nothing_else():
     network = nn.Sequential(
         nn.Conv2d(128, 8, 3, padding=1),
@@ -144,14 +153,45 @@ def test_convolutions_it_helps_are_exchanged_and_nothing_else():
     assert [type(part) is Conv2d for part in network] == [True] + [False] * 6
 
 
-def test_other_processors_keep_torchs(monkeypatch):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+@pytest.mark.parametrize("units", [(), ("neon",), ("avx2", "avx512_f", "avx512_bf16", "amx_bf16")])
+def test_other_processors_keep_torchs(monkeypatch, units):
+    processor(monkeypatch, *units)
     network = nn.Sequential(nn.Conv2d(128, 8, 3))
     speed_up(network)
     assert type(network[0]) is nn.Conv2d
 
 
-@pytest.mark.usefixtures("avx2")
+@pytest.mark.usefixtures("avx512")
+def test_bfloat16_is_as_near_to_double_precision_as_torchs(monkeypatch):
+    calls = called(monkeypatch)
+    for stride, side in ((1, 3), (2, 8)):
+        module = ours(in_channels=64, out_channels=32, kernel_size=3, stride=stride, padding=1)
+        x = torch.randn(256, 64, side, side).to(memory_format=torch.channels_last)
+        plain, exact = nn.Conv2d(64, 32, 3, stride, 1), copy.deepcopy(module).double()
+        plain.load_state_dict(module.state_dict())
+        found = []
+        for one in (module, plain):
+            with torch.autocast("cpu", torch.bfloat16):
+                out = one(x)
+                assert out.dtype == torch.bfloat16
+                found.append([out, *gradients(one, x)])
+        truth = [exact(x.double()), *gradients(exact, x.double())]
+        for own, torchs, true in zip(*found, truth, strict=True):
+            assert (own - true).norm() <= 2 * (torchs - true).norm()
+    assert Counter(calls) == {
+        "convolve": 2, "input_gradient": 1, "weight_gradient": 1, "weight_gradient_by_windows": 1
+    }  # fmt: skip
+
+
+@pytest.mark.usefixtures("avx512")
+def test_windows_only_for_steps_where_the_rest_is_fast(monkeypatch):
+    calls = called(monkeypatch)
+    for stride in (1, 2):
+        module = ours(in_channels=8, out_channels=8, kernel_size=3, stride=stride)
+        module(torch.randn(2, 8, 12, 12)).sum().backward()
+    assert calls == ["weight_gradient_by_windows"]
+
+
 def test_a_whole_network_learns_the_same(monkeypatch):
     calls = called(monkeypatch)
     torch.manual_seed(0)

@@ -1,9 +1,10 @@
-"""Convolutions as matrix products, where oneDNN is slow: on processors with AVX2 alone, many channels and small maps.
+"""Convolutions as matrix products, where oneDNN is slow: on processors without AMX, many channels and small maps.
 
 Small maps are what is left of crops in the last layers, where most weights are. There, windows reach beyond the map
 more often than not, so a product for each cell of the map and each place in the kernel that meets it is less work. For
-larger maps oneDNN computes the gradient of the weights at half the rate of the rest. Windows laid out as rows and
-multiplied (Chellapilla, Puri & Simard, 2006) are faster, a few at a time so that they stay in the cache.
+larger maps oneDNN computes the gradient of the weights at half the rate of the rest: always with AVX2 alone, with
+AVX512 where the kernel moves in steps. Windows laid out as rows and multiplied (Chellapilla, Puri & Simard, 2006) are
+faster, a few at a time so that they stay in the cache.
 """
 
 from __future__ import annotations
@@ -27,11 +28,23 @@ def speed_up(network: nn.Module) -> None:
     Weights, names and results stay as they are, save for rounding. In other precisions and on other devices the
     convolutions go on as torch's.
     """
-    if torch.backends.cpu.get_cpu_capability() != "AVX2":
+    if not faster_in():
         return
     for module in network.modules():
         if type(module) is nn.Conv2d and _suits(module):
             module.__class__ = Conv2d
+
+
+@lru_cache(maxsize=1)
+def _units() -> dict[str, Any]:
+    return torch.cpu.get_capabilities()
+
+
+def faster_in() -> tuple[torch.dtype, ...]:
+    """Return the precisions in which this processor multiplies matrices faster than oneDNN convolves small maps."""
+    if not _units().get("avx2") or _units().get("amx_bf16"):
+        return ()
+    return (torch.float32, torch.bfloat16) if _units().get("avx512_bf16") else (torch.float32,)
 
 
 def _suits(module: nn.Conv2d) -> bool:
@@ -41,13 +54,17 @@ def _suits(module: nn.Conv2d) -> bool:
 
 
 class Conv2d(nn.Conv2d):
-    """A convolution without groups and dilation, as matrix products in float32 on the CPU."""
+    """A convolution without groups and dilation, as matrix products on the CPU."""
 
     def _conv_forward(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        single = input.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        if not single or input.device.type != "cpu" or input.ndim != 4:
+        if input.device.type != "cpu" or input.ndim != 4:
             return super()._conv_forward(input, weight, bias)
-        return _Convolution.apply(input, weight, bias, self.stride, self.padding)
+        low = torch.is_autocast_enabled("cpu") and torch.float64 not in (input.dtype, weight.dtype)
+        dtype = torch.get_autocast_dtype("cpu") if low else input.dtype
+        if dtype not in faster_in() or not (low or weight.dtype == dtype):
+            return super()._conv_forward(input, weight, bias)
+        bias = None if bias is None else bias.to(dtype)
+        return _Convolution.apply(input.to(dtype), weight.to(dtype), bias, self.stride, self.padding)
 
 
 class Shape(NamedTuple):
@@ -87,11 +104,24 @@ class _Convolution(torch.autograd.Function):
         if for_x and shape.small:
             of_x = input_gradient(gradient, weight, shape)
         elif for_x:
-            options = (None, shape.stride, shape.padding, [1, 1], False, [0, 0], 1, [True, False, False])
-            of_x = torch.ops.aten.convolution_backward(gradient, x, weight, *options)[0]
+            of_x = _torchs(gradient, x, weight, shape, [True, False, False])[0]
         if for_weight:
-            of_weight = (weight_gradient if shape.small else weight_gradient_by_windows)(x, gradient, shape)
+            of_weight = _weight_gradient(x, gradient, weight, shape)
         return of_x, of_weight, gradient.sum((0, 2, 3)) if for_bias else None, None, None
+
+
+def _torchs(gradient, x, weight, shape: Shape, wanted: list[bool]) -> tuple[torch.Tensor, ...]:
+    options = (None, shape.stride, shape.padding, [1, 1], False, [0, 0], 1, wanted)
+    return torch.ops.aten.convolution_backward(gradient, x, weight, *options)
+
+
+def _weight_gradient(x: torch.Tensor, gradient: torch.Tensor, weight: torch.Tensor, shape: Shape) -> torch.Tensor:
+    """Return it the fastest way that this processor has."""
+    if shape.small:
+        return weight_gradient(x, gradient, shape)
+    if _units().get("avx512_f") and max(shape.stride) == 1:
+        return _torchs(gradient, x, weight, shape, [False, True, False])[1]
+    return weight_gradient_by_windows(x, gradient, shape)
 
 
 @lru_cache(maxsize=64)
@@ -149,7 +179,8 @@ def weight_gradient_by_windows(x: torch.Tensor, gradient: torch.Tensor, shape: S
     (down, across), (n_in, n_out), lines = shape.out, (x.shape[1], gradient.shape[1]), x.permute(0, 2, 3, 1)
     step = max(1, ROWS // (down * across))
     rows = x.new_empty(step, down, across, *shape.kernel, n_in)
-    found = x.new_zeros(shape.kernel[0] * shape.kernel[1] * n_in, n_out)  # this way up MKL is a fifth faster
+    # this way up MKL is a fifth faster; parts are added in float32, however many there are
+    found = torch.zeros(shape.kernel[0] * shape.kernel[1] * n_in, n_out)
     border = (0, 0, shape.padding[1], shape.padding[1], shape.padding[0], shape.padding[0])
     for start in range(0, len(x), step):
         part = F.pad(lines[start : start + step], border).contiguous()
@@ -157,5 +188,5 @@ def weight_gradient_by_windows(x: torch.Tensor, gradient: torch.Tensor, shape: S
         strides = (picture, shape.stride[0] * line, shape.stride[1] * cell, line, cell, 1)
         filled = rows[: len(part)].copy_(part.as_strided((len(part), *rows.shape[1:]), strides))
         outer = gradient[start : start + step].permute(0, 2, 3, 1).reshape(-1, n_out)
-        found.addmm_(filled.view(len(outer), -1).T, outer)
-    return found.view(*shape.kernel, n_in, n_out).permute(3, 2, 0, 1)
+        found += filled.view(len(outer), -1).T @ outer
+    return found.to(x.dtype).view(*shape.kernel, n_in, n_out).permute(3, 2, 0, 1)
