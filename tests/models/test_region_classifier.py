@@ -301,13 +301,14 @@ def test_coordinates_are_needed_where_they_were_fitted_on(clf, new):
         clf.predict(new)
 
 
-def test_smoothed_map_follows_the_neighbours_as_chosen(tmp_path):
-    table = hw.datasets.simulate_sections(4, n_rows=14, n_cols=14, gene_signal=0.25, n_regions=3, image=False)
+@pytest.mark.parametrize(("smoothing", "signal"), [("potts", 0.25), ("similar", 0.5)])
+def test_smoothed_map_follows_the_neighbours_as_chosen(tmp_path, smoothing, signal):
+    table = hw.datasets.simulate_sections(4, n_rows=14, n_cols=14, gene_signal=signal, n_regions=3, image=False)
     train, new = table[~rows(table, "section_4")].copy(), table[rows(table, "section_4")].copy()
     options = {"image": None, "n_rings": 0}
     plain, smooth = (
         RegionClassifier(**options, fusion_options={"heads": "linear", "smoothing": s}).fit(train)
-        for s in (None, "potts")
+        for s in (None, smoothing)
     )
     assert smooth.history["smoothing_strength"][0] > 0
     assert smooth.history["macro_f1"][0] > smooth.history["macro_f1_before"][0]

@@ -7,8 +7,10 @@ import pytest
 
 import histoweave as hw
 from histoweave._record import recorded
+from histoweave._resolve import sections
 from histoweave._validate import HistoweaveWarning
 from histoweave.models import FusionClassifier
+from histoweave.models._similar import similar_rows
 from histoweave.pp._graph import ring_graphs
 
 
@@ -118,13 +120,16 @@ def test_labels_of_one_kind_or_few(table):
     assert "rare" in table.obsm["few_probability"].columns
 
 
-def test_smoothing_uses_the_neighbours_of_the_table_and_is_reported(table):
-    options = {"keys": {"gene": "X_gene"}, "smoothing": "vote", "key_added": "smooth"}
+@pytest.mark.parametrize("smoothing", ["vote", "similar"])
+def test_smoothing_uses_the_neighbours_of_the_table_and_is_reported(table, smoothing):
+    options = {"keys": {"gene": "X_gene"}, "smoothing": smoothing, "key_added": "smooth"}
     model = hw.tl.fusion_classifier(table, **options)
     graph = ring_graphs(table, n_rings=1)[0]
+    if smoothing == "similar":
+        graph = similar_rows(table.obsm["X_gene"], sections(table))
     expected = model.predict_proba({"gene": table.obsm["X_gene"]}, graph=graph)
     np.testing.assert_allclose(table.obsm["smooth_probability"], expected, atol=1e-6)
     entry, row = recorded(table, "smooth_predicted"), model.history.iloc[0]
-    assert entry["params"]["smoothing"] == "vote"
+    assert entry["params"]["smoothing"] == smoothing
     assert list(entry["smoothing"]["macro_f1_before"]) == [row["macro_f1_before"]]
     assert list(entry["smoothing"]["macro_f1"]) == [row["macro_f1"]]

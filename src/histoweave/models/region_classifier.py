@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 
 from histoweave import _keys
 from histoweave._resolve import get_table, sections
@@ -19,11 +18,12 @@ from histoweave.models._inner_groups import inner_groups
 from histoweave.models._novelty import NoveltyCheck, TellsNovelty
 from histoweave.models._prepare import light_table, masked_labels
 from histoweave.models._saved_chain import SavedChain
+from histoweave.models._similar import Neighbours, answer_neighbours
 from histoweave.models.fusion import FusionClassifier
 from histoweave.models.gene_autoencoder import ENCODERS
 from histoweave.models.image_encoder import ImageEncoder
 from histoweave.models.image_encoder._model import MIN_PX
-from histoweave.pp._graph import ring_graphs
+from histoweave.pp._context import own_values
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -213,19 +213,19 @@ class RegionClassifier(TellsNovelty, SavedChain, Model):
         groups = inner_groups(light, labels.notna().to_numpy(), n_rings=self.n_rings)
         self.inner_groups, self._fusion = groups.kind, self._new_fusion()
         self._fusion._memory = memory
-        self._fusion.fit(
-            features, labels.to_numpy(), groups=groups.of_row, positions=groups.positions, graph=self._neighbours(light)
-        )
+        graph = self._neighbours(light, features, labels.notna().to_numpy())
+        self._fusion.fit(features, labels.to_numpy(), groups=groups.of_row, positions=groups.positions, graph=graph)
         self._fusion._memory = None
         self.classes, self.history = self._fusion.classes, self._fusion.history
         return self
 
-    def _neighbours(self, light: AnnData) -> sp.csr_matrix | None:
-        """Return the graph to smooth over; ``None`` where nothing is smoothed."""
-        if self.fusion_options.get("smoothing") is None:
-            return None
-        require_key(light.obsm, _keys.SPATIAL, where="adata.obsm", argument="spatial_key")
-        return ring_graphs(light, n_rings=1)[0]
+    def _neighbours(
+        self, light: AnnData, features: Mapping[str, np.ndarray], among: np.ndarray | None = None
+    ) -> Neighbours:
+        """Return what to smooth over; ``None`` where nothing is smoothed."""
+        n_rings = self.n_rings if _keys.SPATIAL in light.obsm else 0
+        own = {name: own_values(values, n_rings) for name, values in features.items()}
+        return answer_neighbours(self._new_fusion().smoothing, light, own, among=among)
 
     def _new_fusion(self) -> FusionClassifier:
         options = {"coverage": self.coverage, "random_state": self.random_state}
@@ -305,7 +305,7 @@ class RegionClassifier(TellsNovelty, SavedChain, Model):
         light, features = self._encode(data, modalities, **keys)
         spots, verdicts = self._novelty.apply(self._encoders, light)
         self._novelty.tell(verdicts)
-        p, frame = self._fusion._predict(features, graph=self._neighbours(light))
+        p, frame = self._fusion._predict(features, graph=self._neighbours(light, features))
         frame = frame.set_index(light.obs_names)
         used = sorted(features)
         here = np.stack([~np.isnan(features[m]).any(axis=1) for m in used], axis=1)

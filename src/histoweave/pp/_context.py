@@ -49,6 +49,11 @@ def context_features(X: np.ndarray, rings: Sequence[sp.csr_matrix]) -> np.ndarra
     return np.concatenate(blocks, axis=1)
 
 
+def own_values(values: np.ndarray, n_rings: int) -> np.ndarray:
+    """Return the own values of rows out of what `context_features` made of them and ``n_rings`` rings."""
+    return values[:, : values.shape[1] // (1 + n_rings)]
+
+
 def spatial_context(
     data: AnnData | SpatialData,
     *,

@@ -184,7 +184,7 @@ class FoldRunner(LabelledFolds):
         ``abstain``, indexed by the number of the row in the table.
         """
         features = {m: values[rows] for m, values in self._features(embeddings, model.n_rings).items()}
-        graph = self._ring_graphs(1)[0][rows][:, rows] if model._fusion.smoothing else None
+        graph = model._neighbours(part(self._spots, rows), features)
         known, prediction = model._fusion._predict(features, modalities, graph)
         p = np.where(np.isnan(known[:, :1]), np.nan, np.zeros(len(self.classes)))
         p[:, [self.classes.index(c) for c in model.classes]] = known

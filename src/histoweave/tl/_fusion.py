@@ -15,7 +15,7 @@ from histoweave._validate import listing, require_key
 from histoweave.models import FusionClassifier
 from histoweave.models._inner_groups import inner_groups
 from histoweave.models._prepare import masked_labels
-from histoweave.pp._graph import ring_graphs
+from histoweave.models._similar import answer_neighbours
 from histoweave.tl._write import write_prediction
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ def fusion_classifier(
     decision, calibration
         See :class:`histoweave.models.FusionClassifier`.
     smoothing
-        ``"potts"`` or ``"vote"``: let a spot's region follow its neighbours' as far as that helps out of fold.
+        ``"potts"`` or ``"vote"``: let a spot's region follow its neighbours' as far as that helps out of fold;
+        ``"similar"``: that of the spots of its section whose embeddings are most like its own.
         ``history`` of the classifier and the record say what it did to the scores, before and after.
     coverage
         Share of rows that should get an answer.
@@ -112,12 +113,11 @@ def fusion_classifier(
     # how far the embeddings reach is in the records of crops and neighbourhoods
     groups = inner_groups(table, labels.notna().to_numpy(), library_key=library_key, spatial_key=spatial_key)
     options = {"decision": decision, "calibration": calibration, "smoothing": smoothing, "coverage": coverage}
-    graph = None
-    if smoothing is not None:
-        graph = ring_graphs(table, n_rings=1, library_key=library_key, spatial_key=spatial_key)[0]
     model = FusionClassifier(method, **options, random_state=random_state)
+    where = {"library_key": library_key, "spatial_key": spatial_key}
+    graph = answer_neighbours(smoothing, table, features, among=labels.notna().to_numpy(), **where)
     model.fit(features, labels.to_numpy(), groups=groups.of_row, positions=groups.positions, graph=graph)
-    p, prediction = model._predict(features, graph=graph)
+    p, prediction = model._predict(features, graph=answer_neighbours(smoothing, table, features, **where))
     probability = pd.DataFrame(p, index=table.obs_names, columns=model.classes)
     seen = {s for key in keys.values() for s in _sections_seen(table, key)} | set(section_column(table, library_key))
     write_prediction(

@@ -11,6 +11,8 @@ import scipy.sparse as sp
 
 from histoweave._validate import label_name, listing, require_matrix
 
+Graph = sp.csr_matrix | dict[str, sp.csr_matrix] | None
+
 
 def training_rows(
     features: Mapping[str, np.ndarray],
@@ -40,10 +42,12 @@ def training_rows(
     return features, codes, names, groups, positions
 
 
-def require_graph(graph: Any, n: int) -> sp.csr_matrix | None:
-    """Return the neighbours of ``n`` rows as a sparse matrix, ``None`` for none."""
+def require_graph(graph: Any, n: int) -> Graph:
+    """Return the neighbours of ``n`` rows as sparse matrices, ``None`` for none."""
     if graph is None:
         return None
+    if isinstance(graph, Mapping):
+        return {name: require_graph(of, n) for name, of in graph.items()}
     if getattr(graph, "shape", None) != (n, n):
         msg = (
             f"`graph` must be a matrix of the neighbours of every row ({n}, {n}), got "
@@ -51,6 +55,17 @@ def require_graph(graph: Any, n: int) -> sp.csr_matrix | None:
         )
         raise ValueError(msg)
     return sp.csr_matrix(graph).astype(bool)
+
+
+def neighbours_of(graph: Graph, chosen: Sequence[str]) -> sp.csr_matrix | None:
+    """Return the neighbours by any of the chosen modalities, or those that do not depend on modalities."""
+    if not isinstance(graph, dict):
+        return graph
+    lacking = [name for name in chosen if name not in graph]
+    if lacking:
+        msg = f"`graph` lacks {listing(lacking)}; it has neighbours by {listing(graph)}. Give them for every modality."
+        raise ValueError(msg)
+    return sum((graph[name] for name in chosen[1:]), graph[chosen[0]])
 
 
 def rows_to_predict(

@@ -16,6 +16,7 @@ from histoweave.metrics import classification
 from histoweave.models._base import Arrays, prefixed, subset
 from histoweave.models.fusion._balance import balanced_weights, shared_weights
 from histoweave.models.fusion._calibration import Calibrator
+from histoweave.models.fusion._check import Graph, neighbours_of
 from histoweave.models.fusion._gate import Gate
 from histoweave.models.fusion._pool import LogPool, logarithms
 from histoweave.models.fusion._smoothing import Smoother, within
@@ -117,7 +118,7 @@ def fit_combinations(
     calibration: str,
     gated: bool,
     smoothing: str | None = None,
-    graph: sp.csr_matrix | None = None,
+    graph: Graph = None,
 ) -> tuple[dict[Subset, Combination], pd.DataFrame]:
     """Fit the combination, the threshold and the scores of every subset of modalities.
 
@@ -164,7 +165,7 @@ def fit_combinations(
             continue
         p, y, g = p[:, rows], codes[rows], groups[rows]
         owner = np.repeat(np.arange(len(chosen)), len(members) // len(chosen)) if gated and len(chosen) > 1 else None
-        near = None if smoothing is None else within(graph[rows][:, rows], fold[rows])
+        near = None if smoothing is None else within(neighbours_of(graph, chosen)[rows][:, rows], fold[rows])
         options = {"calibration": calibration, "owner": owner}
         found[chosen] = Combination.fit(p, y, g, **options, smoothing=smoothing, graph=near)
         held_out = _held_out(p, y, g, fold[rows], found[chosen], **options, smoothing=smoothing, graph=near)

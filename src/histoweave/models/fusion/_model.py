@@ -16,7 +16,7 @@ from histoweave.models._base import Model, require_fitted
 from histoweave.models.fusion._attention import AttentionHead
 from histoweave.models.fusion._balance import shared_weights
 from histoweave.models.fusion._calibration import KINDS
-from histoweave.models.fusion._check import require_graph, rows_to_predict, training_rows
+from histoweave.models.fusion._check import Graph, neighbours_of, require_graph, rows_to_predict, training_rows
 from histoweave.models.fusion._combination import DECISIONS, Subset, fit_combinations
 from histoweave.models.fusion._heads import HEADS
 from histoweave.models.fusion._inner import inner_folds
@@ -56,8 +56,10 @@ class FusionClassifier(SavedFusion, TellsWeights, Model):
         ``"temperature"`` (few labels) or ``"isotonic"`` (hundreds of them); neither changes ``"balanced"`` decisions.
     smoothing
         Let the answer follow the neighbours', where `fit` and `predict` are given them: ``"potts"`` (mean field of a
-        Potts model [1]_) or ``"vote"`` (mean of their probabilities). How strongly is chosen out of fold, and
-        ``history`` says what it did to the scores. Layers one spot wide are lost to it.
+        Potts model [1]_), or ``"vote"`` and ``"similar"`` (mean of their probabilities). How strongly is chosen out of
+        fold, and ``history`` says what it did to the scores. Neighbours in space suit broad regions; layers one spot
+        wide are lost to them. For ``"similar"``, a transductive step, they are the rows of a section that look alike
+        (label propagation [2]_): what a new section's own structure says corrects what differs between sections.
         Explanations speak of the answer before it is smoothed.
     coverage
         Share of rows that should get an answer; on the rest, the least confident, the classifier abstains.
@@ -93,6 +95,7 @@ class FusionClassifier(SavedFusion, TellsWeights, Model):
     References
     ----------
     .. [1] Potts (1952), Mathematical Proceedings of the Cambridge Philosophical Society 48:106.
+    .. [2] Zhou et al. (2004), Learning with local and global consistency, NeurIPS 16.
 
     Examples
     --------
@@ -143,7 +146,7 @@ class FusionClassifier(SavedFusion, TellsWeights, Model):
         *,
         groups: Sequence[Any] | None = None,
         positions: np.ndarray | None = None,
-        graph: sp.csr_matrix | None = None,
+        graph: sp.csr_matrix | Mapping[str, sp.csr_matrix] | None = None,
     ) -> Self:
         """Fit on labelled rows.
 
@@ -160,7 +163,7 @@ class FusionClassifier(SavedFusion, TellsWeights, Model):
             Where rows lie ``(n, d)``, in units of how far their features reach. Inner training rows nearer than 1
             to a test row are left out, but never more than the nearer half of them.
         graph
-            Neighbours of every row ``(n, n)``, for ``smoothing``.
+            Neighbours of every row ``(n, n)``, for ``smoothing``; or by modality, where they differ.
 
         Returns
         -------
@@ -217,7 +220,7 @@ class FusionClassifier(SavedFusion, TellsWeights, Model):
         features: Mapping[str, np.ndarray],
         *,
         modalities: Sequence[str] | None = None,
-        graph: sp.csr_matrix | None = None,
+        graph: sp.csr_matrix | Mapping[str, sp.csr_matrix] | None = None,
     ) -> np.ndarray:
         """Return calibrated probabilities ``(n, n_classes)``.
 
@@ -230,8 +233,8 @@ class FusionClassifier(SavedFusion, TellsWeights, Model):
         modalities
             Use only these, even where others are there.
         graph
-            Neighbours of every row ``(n, n)``; without it nothing is smoothed. Rows with other modalities do not
-            count as neighbours.
+            Neighbours of every row ``(n, n)``, or those by each modality; without it nothing is smoothed. Rows with
+            other modalities do not count as neighbours.
         """
         return self._predict(features, modalities, graph)[0]
 
@@ -258,7 +261,7 @@ class FusionClassifier(SavedFusion, TellsWeights, Model):
         self,
         features: Mapping[str, np.ndarray],
         modalities: Sequence[str] | None = None,
-        graph: sp.csr_matrix | None = None,
+        graph: Graph = None,
     ) -> tuple[np.ndarray, pd.DataFrame]:
         """Return calibrated probabilities, NaN for rows without any modality, and what `predict` does."""
         n, parts = self._parts(features, modalities)
@@ -267,7 +270,8 @@ class FusionClassifier(SavedFusion, TellsWeights, Model):
         predicted, confidence = np.full(n, None, dtype=object), np.full(n, np.nan)
         abstain = np.ones(n, dtype=bool)
         for chosen, rows, said in parts:
-            found = self._combinations[chosen].apply(said, None if graph is None else graph[rows][:, rows])
+            near = neighbours_of(graph, chosen)
+            found = self._combinations[chosen].apply(said, None if near is None else near[rows][:, rows])
             decided = found[self.decision].argmax(axis=1)
             p[rows] = found["accuracy"]
             predicted[rows] = np.asarray(self.classes, dtype=object)[decided]
@@ -280,7 +284,7 @@ class FusionClassifier(SavedFusion, TellsWeights, Model):
         features: Mapping[str, np.ndarray],
         *,
         modalities: Sequence[str] | None = None,
-        graph: sp.csr_matrix | None = None,
+        graph: sp.csr_matrix | Mapping[str, sp.csr_matrix] | None = None,
     ) -> pd.DataFrame:
         """Return the class of every row, how sure, and whether to abstain.
 

@@ -1,4 +1,4 @@
-"""Smoothing over neighbours: how far a spot's region follows from those around it, learned from labelled spots."""
+"""Smoothing: how far a spot's region follows from those around it, or like it, learned from labelled spots."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import scipy.sparse as sp
 
 from histoweave.metrics import classification
 
-KINDS = ("potts", "vote")
+KINDS = ("potts", "vote", "similar")
 #: Strengths to choose from; 0 changes nothing.
-STRENGTHS = {"potts": (0.0, 0.5, 1.0, 2.0, 4.0), "vote": (0.0, 0.25, 0.5, 0.75, 1.0)}
+STRENGTHS = {"potts": (0.0, 0.5, 1.0, 2.0, 4.0), "vote": (0.0, 0.25, 0.5, 0.75, 1.0), "similar": (0.0, 0.25, 0.5, 0.75)}
 N_STEPS, TOLERANCE, DAMPING = 100, 1e-5, 0.5
 
 
@@ -20,13 +20,13 @@ class Smoother:
 
     ``"potts"`` multiplies what a spot's own features say by ``exp(strength * share)``, ``share`` being the share of
     the region among its neighbours, themselves smoothed in the same way: the mean field of a Potts model with the
-    energy of an edge divided by the number of edges of the spot. ``"vote"`` puts ``strength`` of the mean of the
-    neighbours in the place of a spot's own. A spot without neighbours stays as it is.
+    energy of an edge divided by the number of edges of the spot. ``"vote"`` and ``"similar"`` put ``strength`` of the
+    mean of the neighbours in the place of a spot's own. A spot without neighbours stays as it is.
 
     Parameters
     ----------
     kind
-        ``"potts"`` or ``"vote"``.
+        ``"potts"``, ``"vote"`` or ``"similar"``; they ask for other neighbours, see `answer_neighbours`.
     strength
         Chosen by `fit`, 0 before.
     """
@@ -56,7 +56,7 @@ class Smoother:
             return p
         degree = np.asarray(graph.sum(axis=1)).ravel().astype(float)
         mean = sp.diags_array(1 / np.maximum(degree, 1)) @ graph.astype(float)
-        if self.kind == "vote":
+        if self.kind != "potts":
             weight = self.strength * (degree > 0)[:, None]
             return (1 - weight) * p + weight * (mean @ p)
         own, found = np.log(np.clip(p, 1e-12, None)), p
