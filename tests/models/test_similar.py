@@ -49,7 +49,7 @@ def test_neighbours_are_those_that_the_smoothing_asks_for():
 
 
 def clouds(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return two clouds: one column tells them dimly in every section, eight tell them in a way of the section's own."""
+    """Return two clouds, told dimly by one column in every section and well by eight in a way of the section's own."""
     y = rng.integers(0, 2, 150)
     X = rng.normal(size=(150, 9)) + y[:, None] * np.append(1.0, rng.choice([-3.0, 3.0], 8))
     return X.astype(np.float32), y
