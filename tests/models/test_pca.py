@@ -81,3 +81,12 @@ def test_direction_without_variance_is_not_noise():
     scores = LinearMap.principal(flat, 4, 0).apply(flat)
     assert np.isfinite(scores).all()
     assert np.abs(scores[:, 1:]).max() < 1e-3 * np.abs(scores[:, 0]).max()
+
+
+def test_features_beside_the_components_stay_as_they_are(X):
+    linear = LinearMap.principal(X, 3, 0)
+    both = linear.beside(2)
+    more = np.concatenate([X, np.random.default_rng(1).normal(size=(len(X), 2))], axis=1)
+    np.testing.assert_allclose(both.apply(more)[:, :3], linear.apply(X), atol=1e-5)
+    np.testing.assert_allclose(both.apply(more)[:, 3:], more[:, -2:], atol=1e-5)
+    np.testing.assert_array_equal(LinearMap.from_arrays(both.arrays()).apply(more), both.apply(more))

@@ -37,11 +37,11 @@ def test_every_arm_method_fraction_and_seed_has_a_row(table):
         table, **TRAINED | {"methods": methods}, fractions=[0.1, 1], seeds=[3], folds=["1"]
     )
     pairs = [("scratch", ""), ("linear", "statistics"), ("context", "statistics"), ("linear", "simclr"),
-             ("context", "simclr"), ("fine_tune", "simclr")]  # fmt: skip
+             ("context", "simclr"), ("combined", "simclr"), ("fine_tune", "simclr")]  # fmt: skip
     found = scores[["seed", "arm", "method", "fraction"]].to_numpy().tolist()
     assert found == [[3, a, m, f] for a, m in pairs for f in (0.1, 1)]
     counts = table.obs["region"][table.obs["fold"] == "2"].value_counts()
-    assert scores["n_train"].tolist() == [sum(round(0.1 * n) for n in counts), counts.sum()] * 6
+    assert scores["n_train"].tolist() == [sum(round(0.1 * n) for n in counts), counts.sum()] * 7
     assert (scores["n"] == 100).all()
     assert not scores["transductive"].any()
     assert scores["macro_f1"].notna().all()
@@ -61,6 +61,18 @@ def test_scores_are_those_of_a_fit_by_hand(table, arm):
     expected = hw.metrics.classification(test.obs["region"].astype(str), p.idxmax(axis=1), p)
     for metric in ("n", "macro_f1", "log_loss", "adjusted_rand"):
         assert scores[metric].item() == pytest.approx(expected[metric], abs=1e-6)
+
+
+def test_combined_is_an_encoder_with_statistics_whose_network_is_the_same(table):
+    trained = {**TRAINED["encoder_options"], "random_state": 0, "backbone": "tiny"}
+    scores = hw.tl.compare_image_training(table, arms=["combined"], folds=["2"], **TRAINED)
+    name = table.obs["library_id"].astype(str)
+    encoder = ImageEncoder("simclr", statistics=True, **trained).fit(table[name != "section_2"].copy())
+    clf = ImageClassifier(encoder, n_rings=1).fit(table[name.isin(["section_1", "section_3"])].copy())
+    test = table[name == "section_2"].copy()
+    p = clf.predict_proba(test)
+    expected = hw.metrics.classification(test.obs["region"].astype(str), p.idxmax(axis=1), p)
+    assert scores["log_loss"].item() == pytest.approx(expected["log_loss"], abs=1e-4)
 
 
 def weights(table, monkeypatch) -> dict[str, torch.Tensor]:

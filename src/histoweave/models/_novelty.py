@@ -228,8 +228,10 @@ def raw_features(encoders: Mapping[str, Any], light: AnnData) -> dict[str, tuple
     image, genes = encoders.get("image"), encoders.get("gene")
     if image is not None and (FEATURES in light.obsm or all(key in light.obsm for key in image.crops_keys)):
         X = image.features(light)
-        if not image.has_network:  # what lies next to what differs from spot to spot, not from tissue to tissue
-            X = X[:, np.tile(~arrangement(), len(image.crops_keys))]
+        if image.statistics or not image.has_network:
+            # what lies next to what differs from spot to spot, not from tissue to tissue
+            of_tissue = np.tile(~arrangement(), len(image.crops_keys))
+            X = X[:, np.append(np.ones(X.shape[1] - len(of_tissue), dtype=bool), of_tissue)]
         found["image"] = X, ~np.isnan(X).any(axis=1), None
     if genes is not None and light.n_vars and genes.overlap(light) >= genes.min_share:
         expression = genes._aligned(light, None, _keys.LIBRARY, quiet=True)

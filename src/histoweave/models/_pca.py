@@ -11,6 +11,8 @@ from histoweave.models._base import Arrays
 
 MAX_FIT_ROWS = 50_000  # components of a sample this large have settled; more rows only cost memory
 
+AS_IT_IS = 1e12  # variance of what is kept whatever the noise
+
 
 class LinearMap:
     """Posterior mean of the latent position under probabilistic PCA (Tipping & Bishop, 1999, JRSS B 61).
@@ -47,6 +49,14 @@ class LinearMap:
             np.maximum(pca.explained_variance_, 1e-8),
             max(pca.noise_variance_, 1e-8),
         )
+
+    def beside(self, n_features: int) -> Self:
+        """Return the same map followed by ``n_features`` features of mean 0 that it leaves as they are."""
+        n, d = self.components.shape
+        components = np.zeros((n + n_features, d + n_features))
+        components[:n, :d], components[n:, d:] = self.components, np.eye(n_features)
+        variance = np.concatenate([self.variance, np.full(n_features, AS_IT_IS)])
+        return type(self)(np.concatenate([self.mean, np.zeros(n_features)]), components, variance, self.noise)
 
     def weights(self, present: np.ndarray | None = None) -> np.ndarray:
         """Return the projection ``(n_components, d)`` from the features in the mask ``present``, 0 at the others."""

@@ -90,7 +90,7 @@ def image_encoder(
     table.obsm[key_added] = embedding
     params = {"method": method, "crops_key": list(encoder.crops_keys), "n_components": encoder.n_components}
     if encoder.has_network:
-        params |= {"backbone": encoder.backbone, "weights": encoder.weights}
+        params |= {"backbone": encoder.backbone, "weights": encoder.weights, "statistics": encoder.statistics}
     if encoder.pretexts:
         params |= {"batch_size": encoder.batch_size} | encoder.training.to_dict()
     record(

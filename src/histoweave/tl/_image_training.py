@@ -7,6 +7,7 @@ import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,9 @@ from histoweave.tl._labelled_folds import chosen_folds
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-ARMS = ("scratch", "linear", "context", "fine_tune")
+ARMS = ("scratch", "linear", "context", "combined", "fine_tune")
+WITH_CONTEXT = ("context", "combined")
+NETWORK_ONLY = ("combined", "fine_tune")
 LABELS = "_histoweave_labels"  # obs column of a fit's labels
 
 
@@ -77,7 +80,8 @@ def compare_image_training(
     arms
         ``"scratch"``: a network trained from random weights on the labels alone. For each method ``"linear"``,
         logistic regression on the frozen embedding; ``"context"``, the same with the neighbours' mean embeddings
-        beside it; and ``"fine_tune"``, all layers trained, where the method has a network.
+        beside it; and where the method has a network ``"combined"``, that with the statistics of the crops beside
+        the network's features, and ``"fine_tune"``, all layers trained.
     fractions
         Shares of the training labels to learn from, at least one a class. Smaller subsets lie within larger ones.
     seeds
@@ -136,7 +140,7 @@ def compare_image_training(
     table = get_table(data, table_key)
     labels = masked_labels(table, labels_key)
     where = {"fold_key": fold_key, "library_key": library_key, "spatial_key": spatial_key}
-    reason = leakage(table, donor_key=donor_key, n_rings=n_rings if "context" in arms else 0, **where)
+    reason = leakage(table, donor_key=donor_key, n_rings=n_rings if set(WITH_CONTEXT) & set(arms) else 0, **where)
     if reason and not allow_leakage:
         msg = f"The folds leak: {reason} To score them all the same, pass `allow_leakage=True`."
         raise ValueError(msg)
@@ -166,7 +170,10 @@ def _pairs(methods: Sequence[str], arms: Sequence[str]) -> list[tuple[str, str]]
     pairs = [("scratch", "")] if "scratch" in arms else []
     learned = [arm for arm in arms if arm != "scratch"]
     return pairs + [
-        (arm, method) for method in methods for arm in learned if arm != "fine_tune" or method not in WITHOUT_NETWORK
+        (arm, method)
+        for method in methods
+        for arm in learned
+        if arm not in NETWORK_ONLY or method not in WITHOUT_NETWORK
     ]
 
 
@@ -195,6 +202,7 @@ class _Runner:
         self.folder = None if cache_dir is None else Path(cache_dir)
         self._digests: dict[str, str] = {}
         self._held: tuple[Any, ImageEncoder, np.ndarray] | None = None
+        self._statistics: np.ndarray | None = None
 
     def row(self, fold: Fold, seed: int, arm: str, method: str, fraction: float) -> dict[str, Any]:
         """Return the scores of one fit."""
@@ -204,7 +212,7 @@ class _Runner:
         if self.folder is None:
             return about | self._scores(fold, seed, arm, method, labels)
         parts = [fold.train | fold.test, *([self._seen(fold)] if method else [])]
-        of = [about, self.encoder_options, self.classifier_options, self.n_rings if arm == "context" else 0]
+        of = [about, self.encoder_options, self.classifier_options, self.n_rings if arm in WITH_CONTEXT else 0]
         of += [labels.tolist(), self.labels.where(fold.test).tolist(), *map(self._pixels, parts)]
         path = self.folder / f"scores-{_fingerprint(*of)}.json"
         if not path.exists():
@@ -213,16 +221,16 @@ class _Runner:
         return about | json.loads(path.read_text())
 
     def _scores(self, fold: Fold, seed: int, arm: str, method: str, labels: pd.Series) -> dict[str, Any]:
-        strategy = "linear" if arm == "context" else arm
+        strategy = "linear" if arm in WITH_CONTEXT else arm
         options = {"random_state": seed, **self.classifier_options, "strategy": strategy}
         blocks = {key: self.table.obsm[key] for key in self.crops_keys}
         if arm == "scratch":
             same = {k: v for k, v in self.encoder_options.items() if k in ("backbone", "device", "precision")}
             model = ImageClassifier(crops_keys=self.crops_keys, **same | options)
         else:
-            encoder, features = self._encoder(fold, seed, method)
+            encoder, features = (self._combined if arm == "combined" else self._encoder)(fold, seed, method)
             blocks = blocks if arm == "fine_tune" else {FEATURES: features}
-            model = ImageClassifier(encoder, n_rings=self.n_rings if arm == "context" else 0, **options)
+            model = ImageClassifier(encoder, n_rings=self.n_rings if arm in WITH_CONTEXT else 0, **options)
         with warnings.catch_warnings():  # few labels are the point
             warnings.filterwarnings("ignore", message="Regions with fewer than 5", category=HistoweaveWarning)
             train = self._part(np.isin(self.section, self.section[labels.notna()]), blocks, labels)
@@ -260,6 +268,17 @@ class _Runner:
             self._held = held, encoder, encoder.features(self.table)
         return self._held[1:]
 
+    def _combined(self, fold: Fold, seed: int, method: str) -> tuple[ImageEncoder, np.ndarray]:
+        """Return the same encoder with statistics beside its network, without training that again."""
+        encoder, features = self._encoder(fold, seed, method)
+        if self._statistics is None:
+            self._statistics = ImageEncoder(crops_keys=self.crops_keys).features(self.table)
+        both, rows = np.concatenate([features, self._statistics], axis=1), self._seen(fold)
+        combined = deepcopy(encoder)
+        combined.statistics = True
+        combined.fit(self._part(rows, {FEATURES: both}, self.labels), library_key=self.keys["library_key"])
+        return combined, both
+
     def _fitted(self, rows: np.ndarray, options: dict[str, Any]) -> ImageEncoder:
         path = None
         if self.folder is not None:
@@ -271,7 +290,9 @@ class _Runner:
         encoder = ImageEncoder(**options)
         if path is None or not path.exists():
             encoder.fit(self.table[rows].copy(), library_key=self.keys["library_key"])
-            return encoder if path is None else ImageEncoder.load(encoder.save(path))
+            if path is None:
+                return encoder
+            encoder.save(path)
         found = ImageEncoder.load(path)
         found.device, found.precision = encoder.device, encoder.precision
         return found

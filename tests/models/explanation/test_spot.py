@@ -52,6 +52,19 @@ def test_hidden_cell_is_the_change_of_the_table(clf, table):
     assert found[i, j] == pytest.approx(np.log(before) - np.log(after), abs=0.1 * abs(found[i, j]) + 0.01)
 
 
+def test_grad_cam_is_of_the_network_where_statistics_stand_beside_it(table):
+    encoder = hw.models.ImageEncoder("simclr", crops_keys=("crops", "crops_context"), backbone="tiny", max_epochs=1,
+                                     n_components=4, statistics=True, precision="float32", batch_size=50)  # fmt: skip
+    model = hw.models.RegionClassifier(
+        image=encoder.fit(table), genes=None, n_rings=0, fusion_options={"heads": "linear"}
+    )
+    model.fit(table)
+    head, width = ImageHead(model, "crops_context"), encoder._network.dim
+    own = model._fusion._members["image:linear"]
+    mapped = encoder._map.weights()[:4, width : 2 * width] / encoder._scaler.sd[width : 2 * width]
+    np.testing.assert_allclose(head.weight.numpy(), (own.coef / own.sd)[:, :4] @ mapped, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("genes", ["pca", "masked"])
 def test_hidden_gene_is_the_change_of_the_table(clf, table, genes):
     model, row = clf, 37
@@ -86,7 +99,8 @@ def test_hidden_gene_is_the_change_of_the_table(clf, table, genes):
 def test_head_is_the_classifier_s_own_linear_head(table):
     """Differences of logits between two crops are those of the fitted head on their embeddings."""
     crops_keys = ("crops", "crops_context")
-    given = hw.models.ImageEncoder("pretrained", crops_keys=crops_keys, backbone="tiny", n_components=8)
+    options = {"crops_keys": crops_keys, "backbone": "tiny", "n_components": 8, "precision": "float32"}
+    given = hw.models.ImageEncoder("pretrained", **options)
     given._network = Backbone("tiny", pretrained=False)  # random weights do here
     model = hw.models.RegionClassifier(image=given.fit(table), genes=None, fusion_options={"heads": "linear"})
     model.fit(table)

@@ -110,6 +110,21 @@ def test_pretrained_keeps_64_components_where_there_are(table, weights):
         assert encoder.fit_embed(table[:36].copy()).shape == (36, 35)
 
 
+def test_statistics_stand_beside_the_components_of_a_network(table, weights, tmp_path):
+    keys = {"crops_keys": ("crops", "crops_context")}
+    options = keys | {"backbone": TINY, "weights": weights, "n_components": 6, "precision": "float32"}
+    encoder = ImageEncoder("pretrained", statistics=True, **options)
+    found = encoder.fit_embed(table)
+    np.testing.assert_allclose(found[:, :6], ImageEncoder("pretrained", **options).fit_embed(table), atol=1e-4)
+    np.testing.assert_allclose(found[:, 6:], ImageEncoder(**keys).fit_embed(table), atol=1e-4)
+    assert "beside statistics" in (encoder.save(tmp_path / "both") / "README.md").read_text()
+    again = ImageEncoder.load(tmp_path / "both")
+    again.precision = "float32"
+    np.testing.assert_array_equal(again.embed(table), encoder.embed(table))
+    with pytest.raises(ValueError, match="`statistics=True` puts statistics beside a network, and `method='statist"):
+        ImageEncoder(statistics=True)
+
+
 @pytest.mark.parametrize("method", ["statistics", "pretrained"])
 def test_loaded_is_the_same_to_the_last_bit(table, weights, tmp_path, method, monkeypatch):
     options = {} if method == "statistics" else {"backbone": TINY, "weights": weights}

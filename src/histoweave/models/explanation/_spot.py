@@ -124,7 +124,7 @@ class ImageHead(nn.Module):
         self.backbone = encoder._network
         to_own = np.eye(len(encoder._scaler.sd)) if encoder._map is None else encoder._map.weights()
         weight = (head.coef / head.sd)[:, : len(to_own)] @ to_own / encoder._scaler.sd
-        width = weight.shape[1] // len(encoder.crops_keys)
+        width = encoder._network.dim
         first = encoder.crops_keys.index(crops_key) * width
         self.register_buffer("weight", torch.from_numpy(weight[:, first : first + width].astype(np.float32)))
 

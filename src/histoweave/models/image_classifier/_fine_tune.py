@@ -93,10 +93,11 @@ def fit_network(
         layer = nn.Linear(encoder._network.dim * len(crops), int(codes.max()) + 1)
         if start is not None:
             weight, bias = collapse(start, encoder._map, 1)
+            weight = weight[:, : layer.in_features]  # statistics beside the network, if any, are not trained
             layer.weight.data, layer.bias.data = torch.tensor(weight).float(), torch.tensor(bias).float()
         device = resolve_device(encoder.device)
         history = train(encoder._network, layer, labelled, codes[rows], unlabelled, plan, device)
-    encoder._map = encoder.n_components = None
+    encoder._map, encoder.n_components, encoder.statistics = None, None, False
     raw = encoder.features(table)
     encoder._scaler = SectionScaler().fit(raw)
     head = LinearHead()

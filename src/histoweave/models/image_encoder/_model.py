@@ -25,7 +25,7 @@ from histoweave.models.image_encoder._module import set_scale
 from histoweave.models.image_encoder._options import ImageTraining
 from histoweave.models.image_encoder._pretexts import GUIDED, PRETEXTS, WITHOUT_NETWORK, pretext_weights
 from histoweave.models.image_encoder._saved import SavedEncoder
-from histoweave.models.image_encoder._statistics import crop_statistics
+from histoweave.models.image_encoder._statistics import crop_statistics, feature_names
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -68,6 +68,9 @@ class ImageEncoder(SavedEncoder, Model):
     n_components
         Reduce the features to so many principal components, learned in ``fit``. Default: all statistics, and
         64 components for a network.
+    statistics
+        Put the statistics of the same crops beside the components of a network: what it finds and what was designed
+        complete each other.
     batch_size
         Crops at a time, in training as well.
     device, precision
@@ -101,6 +104,7 @@ class ImageEncoder(SavedEncoder, Model):
         backbone: str = "resnet18",
         weights: str | os.PathLike[str] | None = None,
         n_components: int | None = None,
+        statistics: bool = False,
         batch_size: int = 256,
         device: str = "auto",
         precision: str = "auto",
@@ -117,6 +121,10 @@ class ImageEncoder(SavedEncoder, Model):
         self.crops_keys = (crops_keys,) if isinstance(crops_keys, str) else tuple(crops_keys)
         self.backbone, self.weights = backbone, None if weights is None else str(weights)
         self.n_components = n_components if n_components or not self.has_network else 64
+        if statistics and not self.has_network:
+            msg = f"`statistics=True` puts statistics beside a network, and `method={self.method!r}` has none."
+            raise ValueError(msg)
+        self.statistics = bool(statistics)
         self.batch_size, self.device, self.precision = int(batch_size), device, precision
         self.random_state = int(random_state)
         self.sections_seen: list[str] | None = None
@@ -184,7 +192,9 @@ class ImageEncoder(SavedEncoder, Model):
             self.history = self._guide.history
             values = self._guide.apply(values, rows_of)
         if self.n_components is not None:
-            self._map = LinearMap.principal(values, self.n_components, self.random_state)
+            width = values.shape[1] - self.statistics * len(self.crops_keys) * len(feature_names())
+            found = LinearMap.principal(values[:, :width], self.n_components, self.random_state)
+            self._map = found.beside(values.shape[1] - width) if self.statistics else found
             values = self._map.apply(values)
         self.sections_seen = list(rows_of)
         return values
@@ -239,7 +249,9 @@ class ImageEncoder(SavedEncoder, Model):
             self._network = load_backbone(self.backbone, self.weights)
         if self.pretexts:
             require_fitted(self, "_network")
-        blocks = [self._describe(crops, available, key) for key, (crops, available) in self._crops(table).items()]
+        kinds = ([True] if self.has_network else []) + ([False] if self.statistics or not self.has_network else [])
+        crops = self._crops(table)
+        blocks = [self._describe(*crops[key], key, network=network) for network in kinds for key in crops]
         return np.concatenate(blocks, axis=1)
 
     def _crops(self, table: AnnData) -> dict[str, tuple[Any, np.ndarray]]:
@@ -278,11 +290,11 @@ class ImageEncoder(SavedEncoder, Model):
         )
         self.history = pd.DataFrame(history)
 
-    def _describe(self, crops: Any, available: np.ndarray, key: str) -> np.ndarray:
+    def _describe(self, crops: Any, available: np.ndarray, key: str, *, network: bool) -> np.ndarray:
         device = resolve_device(self.device)
         how = {"device": device, "batch_size": self.batch_size, "description": f"embed {key}"}
-        if not self.has_network:
+        if not network:
             return describe(crops, available, crop_statistics, **how)
-        network = self._network.to(device, memory_format=torch.channels_last).eval()
-        set_scale(network, self.crops_keys.index(key))
-        return describe(crops, available, network, precision=resolve_precision(self.precision, device), **how)
+        by = self._network.to(device, memory_format=torch.channels_last).eval()
+        set_scale(by, self.crops_keys.index(key))
+        return describe(crops, available, by, precision=resolve_precision(self.precision, device), **how)

@@ -14,7 +14,7 @@ from histoweave.models.image_encoder._backbone import Backbone
 from histoweave.models.image_encoder._expression import ExpressionGuide
 from histoweave.models.image_encoder._options import ImageTraining
 
-SAVED = ("method", "crops_keys", "backbone", "n_components", "batch_size", "random_state")  # arguments
+SAVED = ("method", "crops_keys", "backbone", "n_components", "statistics", "batch_size", "random_state")  # arguments
 
 
 class SavedEncoder:
@@ -57,6 +57,7 @@ class SavedEncoder:
 
     def _card(self) -> list[str]:
         network = f" ({self.backbone})" if self.has_network else ""
+        network += " beside statistics" if self.statistics else ""
         return [
             f"- image encoder: {self.method}{network} on {', '.join(self.crops_keys)}",
             f"- sections seen: {', '.join(self.sections_seen)}",
