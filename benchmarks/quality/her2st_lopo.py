@@ -38,6 +38,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "decided by accuracy": {"fusion_options": {"decision": "accuracy"}},
     "Potts smoothing": {"fusion_options": {"smoothing": "potts"}},
     "vote smoothing": {"fusion_options": {"smoothing": "vote"}},
+    "smoothing over similar spots": {"fusion_options": {"smoothing": "similar"}},
     "masked autoencoder": {"genes": "masked", "gene_options": {"max_epochs": 30}},
 }
 METRICS = ["macro_f1", "balanced_accuracy", "accuracy", "adjusted_rand"]

@@ -35,7 +35,11 @@ def count_fits(monkeypatch):
 
 def test_a_fold_is_embedded_once_for_all_that_is_asked_of_it(table, count_fits, monkeypatch):
     described, features = [], ImageEncoder._describe
-    spy = lambda self, crops, available, key: described.append(key) or features(self, crops, available, key)  # noqa: E731
+
+    def spy(self, crops, available, key, **how):
+        described.append(key)
+        return features(self, crops, available, key, **how)
+
     monkeypatch.setattr(ImageEncoder, "_describe", spy)
     runner = FoldRunner(table, RegionClassifier())
     folds, leak = runner.folds()

@@ -128,7 +128,8 @@ def test_only_chosen_rows_are_explained_and_as_all_at_once(table, trained, rows)
 
 
 def test_an_encoder_is_explained_through_the_classifier_on_it(table, trained):
-    encoder = hw.models.ImageEncoder("simclr", backbone="tiny", n_components=8, max_epochs=1, batch_size=32).fit(table)
+    options = {"backbone": "tiny", "n_components": 8, "max_epochs": 1, "batch_size": 32, "precision": "float32"}
+    encoder = hw.models.ImageEncoder("simclr", **options).fit(table)
     before = {k: v.clone() for k, v in encoder._network.state_dict().items()}
     hw.tl.grad_cam(table, model=encoder)
     clf = hw.models.ImageClassifier(encoder).fit(table)
