@@ -66,7 +66,8 @@ class RegionClassifier(TellsNovelty, SavedChain, Model):
         More arguments for the encoders, e.g. ``image_options={"backbone": "resnet18"}``.
     fusion_options
         More arguments for :class:`FusionClassifier`, e.g. ``fusion_options={"decision": "accuracy"}``, or
-        ``{"smoothing": "potts"}`` to smooth the map over neighbours, as far as it helps on inner folds.
+        ``{"smoothing": "potts"}`` to smooth the map over neighbours, ``{"smoothing": "similar"}`` over spots that look
+        alike, as far as it helps on inner folds.
     random_state
         Seed.
 
