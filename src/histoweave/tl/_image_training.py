@@ -271,6 +271,8 @@ class _Runner:
     def _combined(self, fold: Fold, seed: int, method: str) -> tuple[ImageEncoder, np.ndarray]:
         """Return the same encoder with statistics beside its network, without training that again."""
         encoder, features = self._encoder(fold, seed, method)
+        if encoder.statistics:
+            return encoder, features
         if self._statistics is None:
             self._statistics = ImageEncoder(crops_keys=self.crops_keys).features(self.table)
         both, rows = np.concatenate([features, self._statistics], axis=1), self._seen(fold)
