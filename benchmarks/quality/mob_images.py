@@ -128,6 +128,9 @@ def main() -> None:
         .round(3)
         .to_markdown()
     )
+    print("\nThe same by seed, mean over groups\n")
+    by_seed = scores.pivot_table(index="arm", columns=["fraction", "seed"], values="macro_f1", sort=False)
+    print(by_seed.round(3).to_markdown())
     print("\nLabelled spots to train on: ", scores.groupby("fraction")["n_train"].mean().round().to_dict())
 
 
