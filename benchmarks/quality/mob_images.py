@@ -7,8 +7,9 @@ laboratory, and classifiers from a share of the other groups' labels. Of the two
 training, so that two cores finish in some hours; all arms see the same crops of one scale. In the design "wide" they
 are three array pitches wide, the stain of sections is brought to one look, views keep what lies in the middle of a crop
 in the middle, since that is what the label is of, and classifiers are trained twice as long; all this was chosen while
-scores of group C were seen. In the design "narrow" crops are a little wider than a pitch and all else is as it is by
-default. That trees are fit to bring the statistics to expression was found between groups B and C; A had no part in it.
+scores of groups A and C were seen, B had no part in it. In the design "narrow" crops are a little wider than a pitch
+and all else is as it is by default. That trees are fit to bring the statistics to expression was found between groups B
+and C; A had no part in it.
 
     python benchmarks/quality/mob_images.py --cache FOLDER [--data ../shared/data] [--seeds 3] [--jobs 2]
 

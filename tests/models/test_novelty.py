@@ -12,7 +12,7 @@ import pytest
 import histoweave as hw
 from histoweave._validate import HistoweaveWarning
 from histoweave.models import RegionClassifier
-from histoweave.models._novelty import SPOT_RATE, Novelty, NoveltyCheck
+from histoweave.models._novelty import SPOT_RATE, Novelty, NoveltyCheck, raw_features
 from histoweave.models.fusion import _inner
 from histoweave.models.fusion._heads import ForestHead
 from histoweave.models.image_encoder._model import FEATURES
@@ -173,3 +173,15 @@ def test_cross_validation_does_not_pay_for_it(table, monkeypatch):
     hw.pp.split(few, by="donor", n_folds=3)
     scores = hw.tl.cross_validate(few, model=RegionClassifier(image=None), nulls=False)
     assert len(scores) == 3
+
+
+def test_arrangement_is_left_out_of_statistics_beside_a_network():
+    table = hw.datasets.simulate_section(n_rows=8, n_cols=8, n_genes=60, um_per_px=2.0)
+    hw.pp.crops(table, size_um=110, out_px=32)
+    encoder = hw.models.ImageEncoder("simclr", backbone="tiny", max_epochs=1, n_components=4, batch_size=32,
+                                     statistics=True, precision="float32").fit(table)  # fmt: skip
+    found, _, _ = raw_features({"image": encoder}, table)["image"]
+    width, kept = encoder._network.dim, ["_strip" not in name for name in feature_names()]
+    features = encoder.features(table)
+    np.testing.assert_array_equal(found[:, :width], features[:, :width])
+    np.testing.assert_array_equal(found[:, width:], features[:, width:][:, kept])

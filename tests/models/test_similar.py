@@ -1,4 +1,4 @@
-"""Similar rows against distances written out, and what their answers are worth where a section is shifted."""
+"""Similar rows against distances written out, and what their answers are worth where sections differ."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def test_neighbours_are_those_that_the_smoothing_asks_for():
         assert (answer_neighbours(kind, table, embeddings) != ring_graphs(table, n_rings=1)[0]).nnz == 0
     found = answer_neighbours("similar", table, embeddings)
     assert list(found) == ["gene"]
-    del table.obsm["spatial"], table.obs["array_row"], table.obs["array_col"]
+    del table.obsm["spatial"]
+    assert answer_neighbours("vote", table, embeddings).nnz  # array positions do
+    del table.obs["array_row"], table.obs["array_col"]
     assert (answer_neighbours("similar", table, embeddings)["gene"] != found["gene"]).nnz == 0
     with pytest.raises(KeyError, match="spatial_key='spatial'"):
         answer_neighbours("vote", table, embeddings)

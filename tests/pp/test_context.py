@@ -10,7 +10,7 @@ from anndata import AnnData
 
 import histoweave as hw
 from histoweave._validate import HistoweaveWarning
-from histoweave.pp._context import context_features
+from histoweave.pp._context import context_features, own_values
 from histoweave.pp._graph import ring_graphs
 
 
@@ -74,3 +74,9 @@ def test_lonely_spot_is_stated_and_partial_nan_is_refused() -> None:
     with pytest.raises(ValueError, match="NaN"):
         hw.pp.spatial_context(table, keys="X_two")
     assert list(table.obsm) == before
+
+
+@pytest.mark.parametrize("n_rings", [0, 1, 3])
+def test_own_values_come_back_from_context(n_rings):
+    X, ring = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32), sp.csr_matrix(~np.eye(5, dtype=bool))
+    np.testing.assert_array_equal(own_values(context_features(X, [ring] * n_rings), n_rings), X)

@@ -10,11 +10,10 @@ from anndata import AnnData
 
 from histoweave import _keys
 from histoweave._resolve import sections
-from histoweave._validate import require_key
+from histoweave.models.fusion._check import Graph
 from histoweave.pp._graph import ring_graphs
 
 N_SIMILAR = 10
-Neighbours = sp.csr_matrix | dict[str, sp.csr_matrix] | None
 
 
 def answer_neighbours(
@@ -25,7 +24,7 @@ def answer_neighbours(
     among: np.ndarray | None = None,
     library_key: str = _keys.LIBRARY,
     spatial_key: str = _keys.SPATIAL,
-) -> Neighbours:
+) -> Graph:
     """Return the ``graph`` that a :class:`histoweave.models.FusionClassifier` needs for its ``smoothing``.
 
     Parameters
@@ -46,7 +45,6 @@ def answer_neighbours(
     if smoothing == "similar":
         rows_of = sections(table, library_key)
         return {name: similar_rows(values, rows_of, among) for name, values in embeddings.items()}
-    require_key(table.obsm, spatial_key, where="adata.obsm", argument="spatial_key")
     return ring_graphs(table, n_rings=1, library_key=library_key, spatial_key=spatial_key)[0]
 
 

@@ -18,8 +18,9 @@ from histoweave.models._inner_groups import inner_groups
 from histoweave.models._novelty import NoveltyCheck, TellsNovelty
 from histoweave.models._prepare import light_table, masked_labels
 from histoweave.models._saved_chain import SavedChain
-from histoweave.models._similar import Neighbours, answer_neighbours
+from histoweave.models._similar import answer_neighbours
 from histoweave.models.fusion import FusionClassifier
+from histoweave.models.fusion._check import Graph
 from histoweave.models.gene_autoencoder import ENCODERS
 from histoweave.models.image_encoder import ImageEncoder
 from histoweave.models.image_encoder._model import MIN_PX
@@ -220,13 +221,11 @@ class RegionClassifier(TellsNovelty, SavedChain, Model):
         self.classes, self.history = self._fusion.classes, self._fusion.history
         return self
 
-    def _neighbours(
-        self, light: AnnData, features: Mapping[str, np.ndarray], among: np.ndarray | None = None
-    ) -> Neighbours:
+    def _neighbours(self, light: AnnData, features: Mapping[str, np.ndarray], among: np.ndarray | None = None) -> Graph:
         """Return what to smooth over; ``None`` where nothing is smoothed."""
         n_rings = self.n_rings if _keys.SPATIAL in light.obsm else 0
         own = {name: own_values(values, n_rings) for name, values in features.items()}
-        return answer_neighbours(self._new_fusion().smoothing, light, own, among=among)
+        return answer_neighbours(self._fusion.smoothing, light, own, among=among)
 
     def _new_fusion(self) -> FusionClassifier:
         options = {"coverage": self.coverage, "random_state": self.random_state}

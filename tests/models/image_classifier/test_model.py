@@ -208,3 +208,16 @@ def test_bad_input_is_told(table, encoder):
     del table.obsm["crops_context"]
     with pytest.raises(KeyError, match="crops_context.*hw.pp.crops"):
         ImageClassifier(encoder).fit(table)
+
+
+def test_fine_tuning_starts_from_the_network_s_part_of_an_encoder_with_statistics(table):
+    options = {"backbone": "tiny", "n_components": 4, "max_epochs": 1, "batch_size": 50, "precision": "float32"}
+    encoder = ImageEncoder("simclr", statistics=True, **options).fit(table)
+    start = ImageClassifier(encoder).fit(table)
+    still = ImageClassifier(encoder, strategy="fine_tune", n_steps=1, learning_rate=1e-9, batch_size=4).fit(table)
+    assert not still.encoder.statistics
+    assert encoder.statistics
+    width = encoder._network.dim
+    expected = (start._head.coef / start._head.sd)[:, :4] @ encoder._map.weights()[:4, :width]
+    np.testing.assert_allclose(still._head.coef, expected, rtol=1e-3, atol=1e-5)
+    assert still.predict_proba(table).notna().all(axis=None)

@@ -37,7 +37,7 @@ class SavedEncoder:
 
     @classmethod
     def _from_state(cls, config: dict[str, Any], arrays: Arrays) -> Self:
-        model = cls(**{name: config[name] for name in SAVED if name in config})
+        model = cls(**{name: config[name] for name in SAVED})
         model.training = ImageTraining.from_dict(config["training"])
         model.history = None if config["history"] is None else pd.DataFrame(config["history"])
         model.sections_seen = config["sections_seen"]
