@@ -10,7 +10,7 @@ import torch
 import histoweave as hw
 from histoweave._validate import HistoweaveWarning
 from histoweave.models import ImageClassifier, ImageEncoder
-from histoweave.tl._image_training import _Runner
+from histoweave.tl._image_arms import ImageArms
 
 TRAINED = {
     "methods": ["simclr"],
@@ -77,9 +77,9 @@ def test_combined_is_an_encoder_with_statistics_whose_network_is_the_same(table)
 
 def weights(table, monkeypatch) -> dict[str, torch.Tensor]:
     found = []
-    fitted = _Runner._fitted
+    fitted = ImageArms._fitted
     with monkeypatch.context() as patch:
-        patch.setattr(_Runner, "_fitted", lambda *args: found.append(fitted(*args)) or found[0])
+        patch.setattr(ImageArms, "_fitted", lambda *args: found.append(fitted(*args)) or found[0])
         hw.tl.compare_image_training(table, arms=["linear"], folds=["1"], **TRAINED)
     return found[0]._network.state_dict()
 
@@ -136,6 +136,17 @@ def test_an_interrupted_comparison_goes_on(table, tmp_path, monkeypatch):
     table.obsm["crops"][-1] = 0
     with pytest.raises(TypeError):  # other pixels need another encoder
         hw.tl.compare_image_training(table, cache_dir=tmp_path, **options)
+
+
+@pytest.mark.filterwarnings("ignore:Expression can hardly be told")
+def test_other_expression_is_another_comparison(table, tmp_path):
+    options = {"methods": ["gene_regression"], "arms": ["linear"], "folds": ["1"]}
+    table.obsm["X_gene"] = np.random.default_rng(0).normal(size=(table.n_obs, 3)).astype(np.float32)
+    first = hw.tl.compare_image_training(table, cache_dir=tmp_path, **options)
+    table.obsm["X_gene"] = table.obsm["X_gene"][::-1].copy()
+    second = hw.tl.compare_image_training(table, cache_dir=tmp_path, **options)
+    pd.testing.assert_frame_equal(second, hw.tl.compare_image_training(table, **options))
+    assert second["log_loss"].item() != first["log_loss"].item()
 
 
 def test_bad_input_is_told(table):
