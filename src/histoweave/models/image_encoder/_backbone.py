@@ -15,8 +15,9 @@ from torch import nn
 from histoweave._validate import listing
 from histoweave.models.image_encoder._convolution import speed_up
 from histoweave.models.image_encoder._module import NETWORKS, ScaleToken
+from histoweave.models.image_encoder._published import PUBLISHED, pool_tokens, published
 
-PUBLISHED = "published"  # `weights` of timm's cache or the hub
+FROM_HUB = "published"  # `weights` of timm's cache or the hub
 
 #: Where a scale token goes, by the name of the layer before it, and the axis of its channels: in ResNets behind the
 #: normalisation, which would take an offset away again.
@@ -29,9 +30,10 @@ class Backbone(nn.Module):
     Parameters
     ----------
     name
-        A timm name (``"resnet18"``), a hub name (``"hf-hub:MahmoodLab/UNI"``) the user has access to, or one of
-        our own, which have no published weights: ``"resnet18-small"``, ``"resnet34-small"`` and
-        ``"resnet50-small"`` with a first layer for small pictures, ``"resnet10-narrow"`` for CPUs, and ``"tiny"``.
+        A timm name (``"resnet18"``), a network for tissue of `_published` by its name there or on the hub (``"uni"``,
+        ``"hf-hub:MahmoodLab/UNI"``), any other hub name, or one of our own, which have no published weights:
+        ``"resnet18-small"``, ``"resnet34-small"`` and ``"resnet50-small"`` with a first layer for small pictures,
+        ``"resnet10-narrow"`` for CPUs, and ``"tiny"``.
     pretrained
         Load the published weights, from timm's cache or the hub.
     """
@@ -41,7 +43,9 @@ class Backbone(nn.Module):
         self.network = _create(name, pretrained)
         speed_up(self.network)
         config = self.network.pretrained_cfg
-        self.dim = self.network.num_features
+        known = published(name)
+        self.with_patches = known is not None and known.with_patches
+        self.dim = self.network.num_features * (1 + self.with_patches)
         self.size = config["input_size"][-1] if config.get("fixed_input_size") else None
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("sd", torch.tensor(config["std"]).view(1, 3, 1, 1), persistent=False)
@@ -55,7 +59,10 @@ class Backbone(nn.Module):
         if self.size is not None and x.shape[-2:] != (self.size, self.size):
             x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True)
         x = ((x - self.mean) / self.sd).contiguous(memory_format=torch.channels_last)
-        return self.network(x)
+        features = self.network(x)
+        if features.ndim == 2:
+            return features
+        return pool_tokens(features, self.network.num_prefix_tokens, with_patches=self.with_patches)
 
     def add_scale_token(self, n_scales: int) -> None:
         """Let the network know the scale of its pictures, after its first layer; see `set_scale`."""
@@ -86,7 +93,7 @@ def load_backbone(name: str, weights: str | os.PathLike[str] | None) -> Backbone
     RuntimeError
         The published weights cannot be reached.
     """
-    if weights in (None, PUBLISHED):
+    if weights in (None, FROM_HUB):
         return Backbone(name, pretrained=True)
     backbone = Backbone(name, pretrained=False)
     path = Path(weights)
@@ -119,18 +126,22 @@ def _create(name: str, pretrained: bool) -> Any:
             msg = f"`backbone={name!r}` has no published weights: train it, e.g. `method='simclr'`, or pass `weights=`."
             raise ValueError(msg)
         return NETWORKS[name]()
-    if ":" not in name and not timm.is_model(name):
+    known = published(name)
+    if known is None and ":" not in name and not timm.is_model(name):
         close = timm.list_models(f"*{name.split('_')[0].split('.')[0]}*")[:8]
         msg = (
-            f"`backbone={name!r}` is not a timm model. Similar names: {listing(close)}; ours: {listing(NETWORKS)}; all "
-            "others: `timm.list_models()`."
+            f"`backbone={name!r}` is not a timm model. Similar names: {listing(close)}; ours: {listing(NETWORKS)}; for "
+            f"tissue: {listing(PUBLISHED)}; all others: `timm.list_models()`."
         )
         raise ValueError(msg)
     try:
+        if known is not None:
+            return known.create(pretrained=pretrained)
         return timm.create_model(name, pretrained=pretrained, num_classes=0)
     except (OSError, RuntimeError) as error:
         msg = (
-            f"The weights of {name!r} cannot be loaded ({type(error).__name__}: {error}). With no network, or for a "
-            "gated model, download them elsewhere and pass `weights='file.safetensors'`."
+            f"The weights of {name!r} cannot be loaded ({type(error).__name__}: {error}). Of a gated model, accept the "
+            "terms on the hub and run `hf auth login`. With no network, download them elsewhere and pass "
+            "`weights='file.safetensors'`."
         )
         raise RuntimeError(msg) from error

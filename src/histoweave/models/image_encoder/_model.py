@@ -59,9 +59,11 @@ class ImageEncoder(SavedEncoder, Model):
         Crops in ``obsm`` to describe, one or several scales; their features are put side by side. One network is
         trained on all scales.
     backbone
-        timm name of the network, e.g. ``"resnet18"``, or a hub name the user has access to. To be trained also
-        ``"resnet18-small"`` (34, 50), with a first layer for small crops, ``"resnet10-narrow"``, seven times as fast
-        as ``"resnet18"``, and ``"tiny"``.
+        timm name of the network, e.g. ``"resnet18"``, or a hub name, ``"hf-hub:..."``. Pretrained on tissue, most for
+        those who were given access on the hub: ``"uni"``, ``"uni2-h"``, ``"phikon"``, ``"h-optimus-0"``,
+        ``"h-optimus-1"``, ``"h0-mini"``, ``"virchow"``, ``"virchow2"``, ``"prov-gigapath"``; crops are scaled to
+        their 224 pixels, which were 112 um in training. To be trained also ``"resnet18-small"`` (34, 50), with a
+        first layer for small crops, ``"resnet10-narrow"``, seven times as fast as ``"resnet18"``, and ``"tiny"``.
     weights
         Safetensors file with the weights of ``backbone``: instead of the published ones, or to start training
         from. Training starts from random weights by default, from the published ones with ``"published"``.
