@@ -6,10 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import histoweave as hw
 from histoweave._validate import HistoweaveWarning
 from histoweave.models import ImageClassifier, ImageEncoder
+from histoweave.models.image_encoder._backbone import Backbone
 from histoweave.tl._image_arms import ImageArms
 
 TRAINED = {
@@ -147,6 +149,26 @@ def test_other_expression_is_another_comparison(table, tmp_path):
     second = hw.tl.compare_image_training(table, cache_dir=tmp_path, **options)
     pd.testing.assert_frame_equal(second, hw.tl.compare_image_training(table, **options))
     assert second["log_loss"].item() != first["log_loss"].item()
+
+
+def test_moved_spots_other_donors_and_other_weights_are_another_comparison(table, tmp_path):
+    weights = tmp_path / "start.safetensors"
+    options = TRAINED | {"arms": ["context"], "folds": ["1"]}
+    options["encoder_options"] = options["encoder_options"] | {"weights": weights}
+
+    def scores(seed: int, table) -> float:
+        torch.manual_seed(seed)
+        save_file(Backbone("tiny", pretrained=False).network.state_dict(), weights)
+        kept = hw.tl.compare_image_training(table, cache_dir=tmp_path / "kept", **options)
+        pd.testing.assert_frame_equal(kept, hw.tl.compare_image_training(table, **options))
+        return kept["log_loss"].item()
+
+    moved, other = table.copy(), table.copy()
+    here = (moved.obs["library_id"] == "section_2").to_numpy()
+    moved.obsm["spatial"][here] = np.random.default_rng(0).permutation(moved.obsm["spatial"][here])
+    other.obs["donor"] = other.obs["donor"].astype(str).replace({"donor_2": "donor_3"})
+    assert len({scores(0, table), scores(1, table), scores(1, moved)}) == 3
+    scores(1, other)
 
 
 def test_bad_input_is_told(table):

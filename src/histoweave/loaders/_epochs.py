@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ GROUP = 8  # chunks of a lazy array that are mixed with each other
 MAX_REPEATS = 4  # times that an epoch shows a crop of a small section
 PER_CLASS = 4  # crops that a class has in a batch at least
 MIN_CROPS = 4
+LOOKED_AT = 64  # crops that the same data is recognised by
 
 
 class Batch(NamedTuple):
@@ -76,7 +79,7 @@ class CropEpochs:
         classes: np.ndarray | None = None,
         random_state: int = 0,
     ) -> None:
-        self.random_state, self.classes = random_state, classes
+        self.batch_size, self.random_state, self.classes = batch_size, random_state, classes
         self._sources = []
         for key, (array, available) in crops.items():
             parts = [rows[available[rows]] for rows in rows_of.values()]
@@ -96,12 +99,12 @@ class CropEpochs:
             msg = f"Every crop looked at in {listing(flat)} is of one colour: there is nothing to learn from."
             raise ValueError(msg)
 
-    @property
+    @cached_property
     def fingerprint(self) -> list[list[int]]:
-        """Crops, side, batches, batch size and some pixels of every kind, to recognise the same data by."""
+        """Crops, side, batches, batch size, rows and some pixels of every kind, to recognise the same data by."""
         return [
-            [len(array), array.shape[1], n, size, int(np.asarray(array[:1]).sum())]
-            for array, _, _, n, size in self._sources
+            [len(array), array.shape[1], n, size, *_recognised(array, parts)]
+            for array, parts, _, n, size in self._sources
         ]
 
     def __len__(self) -> int:
@@ -127,6 +130,13 @@ class CropEpochs:
             turns += [i] * n_batches
         for i in rng.permutation(turns):
             yield Batch(*next(streams[i]), int(i))
+
+
+def _recognised(array: Any, parts: list[np.ndarray]) -> tuple[int, int]:
+    """Return a number for the rows of each part, and one for the pixels of some of them."""
+    rows = np.sort(np.concatenate(parts)).astype(np.int64)
+    told = crc32(np.concatenate([[len(part), *part] for part in parts]).astype(np.int64).tobytes())
+    return told, crc32(_read(array, rows[:: max(1, len(rows) // LOOKED_AT)]).numpy().tobytes())
 
 
 def _plan(parts: list[np.ndarray], batch_size: int, by_class: bool) -> tuple[Any, int, int]:

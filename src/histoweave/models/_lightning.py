@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
@@ -42,6 +44,16 @@ class Resumable(LightningModule):
             )
             raise ValueError(msg)
         self.history = list(checkpoint["histoweave"]["history"])
+
+
+def saved_identity(checkpoint: str | os.PathLike[str] | None) -> dict[str, Any]:
+    """Return what the training of a checkpoint is made of; nothing where there is none that can be read."""
+    if checkpoint is None or not Path(checkpoint).is_file():
+        return {}
+    try:
+        return torch.load(checkpoint, weights_only=True, map_location="cpu")["histoweave"]["identity"]
+    except (KeyError, RuntimeError, EOFError, pickle.UnpicklingError):
+        return {}
 
 
 class _SaveEveryEpoch(Checkpoint):

@@ -162,7 +162,7 @@ def explain_spot(
 
 def _method(model: RegionClassifier, asked: str | None) -> str:
     """Return how to look at the image."""
-    can = model._encoders["image"].method != "statistics" and LINEAR in model._fusion._members
+    can = model._encoders["image"].has_network and LINEAR in model._fusion._members
     if asked == "grad_cam" and not can:
         msg = (
             "`image_method='grad_cam'` needs an image encoder with a network and a linear head on the image alone "

@@ -75,8 +75,8 @@ class ImageArms:
             return about | self._scores(fold, seed, arm, method, labels)
         parts = [fold.train | fold.test, *([self._seen(fold)] if method else [])]
         of = [about, self.encoder_options, self.classifier_options, self.n_rings if arm in WITH_CONTEXT else 0]
-        of += [labels.tolist(), self.labels.where(fold.test).tolist(), *map(self._pixels, parts)]
-        of += filter(None, [method and self._expression(method, self._seen(fold))])
+        of += [labels.tolist(), self.labels.where(fold.test).tolist(), *map(self._told, parts)]
+        of += [self._needed(method, self._seen(fold))] if method else []
         path = self.folder / f"scores-{_fingerprint(*of)}.json"
         if not path.exists():
             with atomic_path(path) as temporary:
@@ -148,7 +148,7 @@ class ImageArms:
         path = None
         if self.folder is not None:
             method = options["method"]
-            path = self.folder / f"{method}-{_fingerprint(options, self._pixels(rows), self._expression(method, rows))}"
+            path = self.folder / f"{method}-{_fingerprint(options, self._told(rows), self._needed(method, rows))}"
             options = options | ({"checkpoint": path.with_suffix(".ckpt")} if method in PRETEXTS else {})
         encoder = ImageEncoder(**options)
         if path is None or not path.exists():
@@ -160,26 +160,39 @@ class ImageArms:
         found.device, found.precision = encoder.device, encoder.precision
         return found
 
-    def _expression(self, method: str, rows: np.ndarray) -> str:
-        """Return what tells the expression that a method draws on, empty where it draws on none."""
+    def _needed(self, method: str, rows: np.ndarray) -> list[str]:
+        """Return what tells the weights that a method starts from, and the expression that it draws on."""
         encoder = ImageEncoder(**self.encoder_options | {"method": method})
-        if "genes" not in encoder.needs:
-            return ""
-        return hashlib.sha256(np.asarray(self.table.obsm[encoder.training.genes_key])[rows].tobytes()).hexdigest()
+        weights = Path(encoder.weights or "")
+        found = [hashlib.sha256(weights.read_bytes()).hexdigest()] if weights.is_file() else []
+        if "genes" in encoder.needs:
+            key, across = encoder.training.genes_key, encoder.training.across_key
+            found += [_digest(np.asarray(self.table.obsm[key])[rows])]
+            found += [_digest(self.table.obs[across].astype(str).to_numpy()[rows])] if across in self.table.obs else []
+        return found
 
-    def _pixels(self, rows: np.ndarray) -> list[str]:
+    def _told(self, rows: np.ndarray) -> list[str]:
         """Return what tells the sections of these rows, and which of their rows are meant, from all others."""
         found = []
         for name in dict.fromkeys(self.section[rows]):
             own = self.section == name
             if name not in self._digests:
-                digest = hashlib.sha256()
-                for key in self.crops_keys:
-                    crops, available = require_crops(self.table, key)
-                    digest.update(available[own].tobytes() + np.ascontiguousarray(crops[own]).tobytes())
-                self._digests[name] = digest.hexdigest()
-            found += [name, self._digests[name], hashlib.sha256(rows[own].tobytes()).hexdigest()]
+                blocks = [part[own] for key in self.crops_keys for part in require_crops(self.table, key)]
+                if (spatial := self.keys["spatial_key"]) in self.table.obsm:
+                    blocks.append(np.asarray(self.table.obsm[spatial])[own])
+                if self.donor_key in self.table.obs:
+                    blocks.append(self.table.obs[self.donor_key].astype(str).to_numpy()[own])
+                self._digests[name] = _digest(*blocks)
+            found += [name, self._digests[name], _digest(rows[own])]
         return found
+
+
+def _digest(*blocks: Any) -> str:
+    digest = hashlib.sha256()
+    for block in map(np.asarray, blocks):
+        text = block.dtype.kind not in "biuf"
+        digest.update(repr(block.tolist()).encode() if text else np.ascontiguousarray(block).tobytes())
+    return digest.hexdigest()
 
 
 def _fingerprint(*of: Any) -> str:

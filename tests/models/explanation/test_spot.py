@@ -118,3 +118,17 @@ def test_head_is_the_classifier_s_own_linear_head(table):
     np.testing.assert_allclose(logits - logits[0], expected - expected[0], atol=2e-3)
     one = spot_of(model, table, 37)
     assert one.grad_cam("crops", "cpu").min() >= 0
+
+
+@pytest.mark.filterwarnings("ignore:Expression can hardly be told")
+def test_an_encoder_that_was_brought_to_expression_is_explained_by_what_it_embeds(table):
+    guided = table.copy()
+    hw.tl.gene_encoder(guided, n_components=5)
+    encoder = hw.models.ImageEncoder("gene_regression", n_components=3).fit(guided)
+    raw = encoder.features(guided)
+    np.testing.assert_allclose(encoder.features_as_in(raw[:7], raw), encoder.embed(guided)[:7], atol=1e-5)
+    model = hw.models.RegionClassifier(image=encoder, genes=None, fusion_options={"heads": "linear"}).fit(guided)
+    found = hw.tl.explain_spot(guided, model, spot=guided.obs_names[37], n_cells=2)
+    assert found["maps"]["crops"].shape == (2, 2)
+    with pytest.raises(ValueError, match="needs an image encoder with a network"):
+        hw.tl.explain_spot(guided, model, spot=guided.obs_names[37], image_method="grad_cam")

@@ -188,7 +188,7 @@ def test_bad_input_is_told(table, encoder):
                   {"random_state": -1}, {"augmentation": "x"}):  # fmt: skip
         with pytest.raises(ValueError, match=next(iter(wrong))):
             ImageClassifier(encoder, **wrong)
-    for wrong in ({"learning_rate": -1}, {"first_layer": 2}, {"n_rings": 1}):
+    for wrong in ({"learning_rate": -1}, {"learning_rate": 0}, {"first_layer": 2}, {"first_layer": 0}, {"n_rings": 1}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             ImageClassifier(encoder, strategy="fine_tune", **wrong)
     with pytest.raises(ValueError, match="needs an `encoder`"):

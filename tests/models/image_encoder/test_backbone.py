@@ -104,3 +104,12 @@ def test_published_weights_are_asked_for_by_name_only(monkeypatch):
     )
     _backbone.load_backbone(TINY, None)
     assert asked == [(TINY, True)]
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenetv3_small_050", "vgg11", "convnext_tiny", "vit_tiny_patch16_224"]
+)
+def test_width_is_that_of_the_features(name):
+    with torch.device("meta"):
+        backbone = _backbone.Backbone(name, pretrained=False).eval()
+        assert backbone.encode(torch.zeros(2, 3, 160, 160)).shape == (2, backbone.dim)

@@ -130,3 +130,15 @@ def test_a_broken_file_is_written_again(network, crops, available, kept):
 def test_statistics_keep_nothing(crops, available, kept):
     describe(crops, available, lambda batch: batch.float().mean((1, 2)), device="cpu")
     assert not kept.exists()
+
+
+def test_the_same_weights_used_otherwise_are_kept_apart(crops, available, kept):
+    torch.manual_seed(1)
+    network = Backbone("test_vit", pretrained=False).eval()
+    first = describe(crops, available, network, device="cpu")
+    network.mean += 0.2
+    second = describe(crops, available, network, device="cpu")
+    assert not np.array_equal(first, second, equal_nan=True)
+    network.size = None if network.size else 64
+    describe(crops, available, network, device="cpu")
+    assert len(list(kept.iterdir())) == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partialmethod
 
 import numpy as np
 import pytest
@@ -193,3 +194,53 @@ def test_bad_arguments_are_told(tissue):
     tissue.obs["region"] = "one"
     with pytest.raises(ValueError, match="at least 2 regions"):
         encoder("triplet").fit(tissue)
+
+
+def test_what_was_begun_with_a_smaller_batch_goes_on_with_it(tissue, tmp_path, monkeypatch):
+    forward, checkpoint = SupCon.forward, tmp_path / "training.ckpt"
+
+    def dies(self, backbone, views):
+        if len(views.rows) > 20:
+            raise torch.OutOfMemoryError("CUDA")
+        if checkpoint.exists():
+            raise ConnectionError("the machine goes down")
+        return forward(self, backbone, views)
+
+    monkeypatch.setattr(SupCon, "forward", dies)
+    with pytest.raises(ConnectionError), pytest.warns(HistoweaveWarning, match="starts again with `batch_size=20`"):
+        encoder("supcon", checkpoint=checkpoint).fit(tissue)
+    monkeypatch.setattr(SupCon, "forward", forward)
+    with pytest.warns(HistoweaveWarning, match="begun with `batch_size=20`: training goes on with it"):
+        found = encoder("supcon", checkpoint=checkpoint).fit(tissue)
+    assert same_weights(found, encoder("supcon", batch_size=20).fit(tissue))
+
+
+def test_a_checkpoint_from_where_there_was_more_memory_is_not_deleted(tissue, tmp_path, monkeypatch):
+    forward, checkpoint = SupCon.forward, tmp_path / "training.ckpt"
+
+    def dies(self, backbone, views, error=ConnectionError):
+        if checkpoint.exists():
+            raise error("no more")
+        return forward(self, backbone, views)
+
+    monkeypatch.setattr(SupCon, "forward", dies)
+    with pytest.raises(ConnectionError):
+        encoder("supcon", checkpoint=checkpoint).fit(tissue)
+    monkeypatch.setattr(SupCon, "forward", partialmethod(dies, error=torch.OutOfMemoryError))
+    kept = checkpoint.read_bytes()
+    with pytest.raises(RuntimeError, match="while continuing .*begun with `batch_size=40`"):
+        encoder("supcon", checkpoint=checkpoint).fit(tissue)
+    assert checkpoint.read_bytes() == kept
+
+
+def test_a_probe_needs_rows_of_classes_that_others_have(tissue):
+    tissue.obs["region"] = np.where(tissue.obs["library_id"] == "section_1", "a", "b")
+    tissue.obs.loc[tissue.obs_names[tissue.obs["library_id"] == "section_1"][:20], "region"] = "c"
+    found = []
+    for seed in range(6):  # either section may be held out
+        try:
+            encoder(probe="linear", max_epochs=1, random_state=seed).fit(tissue)
+        except ValueError as error:
+            found.append(str(error))
+    assert found
+    assert all("needs two classes to learn from beside rows of these to score" in text for text in found)

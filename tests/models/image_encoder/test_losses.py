@@ -110,3 +110,19 @@ def test_without_anchors_the_loss_is_0_and_has_a_gradient(labels):
         assert z.grad.abs().max() == 0
     with pytest.raises(ValueError, match="semi_hard"):
         triplet(draw(0), *class_pairs(torch.arange(N) % 3), mining="hardest")
+
+
+def test_losses_stay_exact_where_training_is_in_bfloat16():
+    """Points that are near to each other: in bfloat16 their distances would come in steps of a tenth."""
+    z = torch.nn.functional.normalize(torch.randn(1, D) + 0.05 * draw(5, 12).float())
+    positive, negative = class_pairs(torch.arange(12) % 3)
+    a, b = z.chunk(2)
+    losses = {
+        "simclr": lambda: nt_xent(a, b), "vicreg": lambda: vicreg(a, b), "byol": lambda: negative_cosine(a, b),
+        "supcon": lambda: sup_con(z, positive, negative),
+        "triplet": lambda: triplet(z, positive, negative, mining="all"),
+    }  # fmt: skip
+    for loss in losses.values():
+        expected = loss()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(loss(), expected)

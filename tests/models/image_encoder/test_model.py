@@ -170,3 +170,10 @@ def test_bad_arguments(wrong):
 def test_device_that_is_not_there(table):
     with pytest.raises((RuntimeError, ValueError), match="device"):
         ImageEncoder(device="cuda:99").fit(table)
+
+
+def test_a_scale_token_that_nothing_was_trained_with_is_no_obstacle(table, weights, tmp_path):
+    options = {"crops_keys": ("crops", "crops_context"), "backbone": TINY, "weights": weights, "n_components": 4}
+    encoder = ImageEncoder("pretrained", scale_token=True, **options).fit(table)
+    encoder.save(tmp_path / "encoder")
+    np.testing.assert_array_equal(ImageEncoder.load(tmp_path / "encoder").embed(table), encoder.embed(table))

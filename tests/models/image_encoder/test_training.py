@@ -3,10 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from timm.layers import BatchNormAct2d
 
 import histoweave as hw
 from histoweave._validate import HistoweaveWarning
+from histoweave.models.image_encoder._backbone import Backbone
 from histoweave.models.image_encoder._pretexts import BYOL, SimCLR
+from histoweave.models.image_encoder._training import _activated_norms
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 OPTIONS = {"backbone": "tiny", "max_epochs": 3, "batch_size": 40, "precision": "float32", "n_components": 8}
@@ -90,8 +94,31 @@ def test_a_checkpoint_of_another_training_is_refused(tissue, tmp_path, monkeypat
     for change in ({"learning_rate": 0.5}, {"method": "vicreg"}, {"random_state": 3}):
         with pytest.raises(ValueError, match=f"another training.*{next(iter(change))}"):
             encoder(**{"max_epochs": 1, "checkpoint": checkpoint} | change).fit(tissue)
+    again = {"max_epochs": 1, "checkpoint": checkpoint}
     with pytest.raises(ValueError, match="another training: crops differ"):
-        encoder(max_epochs=1, checkpoint=checkpoint).fit(tissue[:60].copy())
+        encoder(**again).fit(tissue[:60].copy())
+    other = tissue.copy()
+    other.obs["library_id"] = np.roll(other.obs["library_id"].astype(str), 30)
+    with pytest.raises(ValueError, match="another training: crops differ"):
+        encoder(**again).fit(other)
+    other = tissue.copy()
+    other.obsm["crops"][1:] = 255 - other.obsm["crops"][1:]
+    with pytest.raises(ValueError, match="another training: crops differ"):
+        encoder(**again).fit(other)
+    start = Backbone("tiny", pretrained=False).network.state_dict()
+    save_file(start, tmp_path / "start.safetensors")
+    with pytest.raises(ValueError, match="another training: start differ"):
+        encoder(weights=tmp_path / "start.safetensors", **again).fit(tissue)
+
+
+def test_norms_with_activations_keep_them():
+    """Torch's conversion for several devices takes them out; timm's networks are told apart."""
+    norm = BatchNormAct2d(3)
+    x = torch.randn(4, 3, 2, 2)
+    assert norm(x).min() >= 0
+    assert not isinstance(torch.nn.SyncBatchNorm.convert_sync_batchnorm(norm), BatchNormAct2d)
+    assert _activated_norms(Backbone("efficientnet_b0", pretrained=False))
+    assert not _activated_norms(Backbone("resnet18", pretrained=False))
 
 
 def test_patience_stops_where_the_loss_no_longer_falls(tissue):

@@ -129,7 +129,8 @@ class ImageClassifier(SavedClassifier, Model):
         require_number(label_smoothing, argument="label_smoothing", at_least=0, below=1)
         require_number(random_state, argument="random_state", at_least=0, integer=True)
         rate, first = RATES.get(strategy, (None, None))
-        self.learning_rate, self.first_layer = learning_rate or rate, first_layer or first
+        self.learning_rate = rate if learning_rate is None else learning_rate
+        self.first_layer = first if first_layer is None else first_layer
         if strategy != "linear":
             require_number(self.learning_rate, argument="learning_rate", above=0)
             require_number(self.first_layer, argument="first_layer", above=0, at_most=1)
@@ -161,6 +162,9 @@ class ImageClassifier(SavedClassifier, Model):
         table_key: str = _keys.TABLE,
     ) -> Self:
         """Fit on the labelled rows; unlabelled ones help to standardise. ``data`` is not changed.
+
+        A classifier that was loaded starts from the encoder that it was saved with, which has seen what
+        ``sections_seen`` tells: for a new fold, make a new classifier.
 
         Parameters
         ----------

@@ -99,8 +99,9 @@ def train(
     head.to(device)
     optimizer = torch.optim.AdamW(_layers(backbone, head, plan))
     rates = [group["lr"] for group in optimizer.param_groups]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rates, total_steps=plan.n_steps + 1, pct_start=WARM_UP, cycle_momentum=False
+    n = plan.n_steps + 1
+    schedule = torch.optim.lr_scheduler.OneCycleLR(  # it divides by the steps of the warm-up less one
+        optimizer, rates, total_steps=n, pct_start=max(WARM_UP, 1.5 / n), cycle_momentum=False
     )
     history, losses = [], []
     truth = torch.from_numpy(y).long()

@@ -45,7 +45,8 @@ class Backbone(nn.Module):
         config = self.network.pretrained_cfg
         known = published(name)
         self.with_patches = known is not None and known.with_patches
-        self.dim = self.network.num_features * (1 + self.with_patches)
+        width = getattr(self.network, "head_hidden_size", None) or self.network.num_features
+        self.dim = width * (1 + self.with_patches)
         self.size = config["input_size"][-1] if config.get("fixed_input_size") else None
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("sd", torch.tensor(config["std"]).view(1, 3, 1, 1), persistent=False)
@@ -63,6 +64,10 @@ class Backbone(nn.Module):
         if features.ndim == 2:
             return features
         return pool_tokens(features, self.network.num_prefix_tokens, with_patches=self.with_patches)
+
+    def extra_repr(self) -> str:
+        """Tell what the layers do not, for people and for the digest that a kept embedding goes by."""
+        return f"size={self.size}, with_patches={self.with_patches}"
 
     def add_scale_token(self, n_scales: int) -> None:
         """Let the network know the scale of its pictures, after its first layer; see `set_scale`."""

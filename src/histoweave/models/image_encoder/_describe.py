@@ -92,10 +92,10 @@ class _Kept:
     """One file a batch, named by the network, the precision and the pixels."""
 
     def __init__(self, folder: Path, network: nn.Module, how: str) -> None:
-        digest = hashlib.sha256(how.encode())
+        digest = hashlib.sha256(f"{how} {network}".encode())  # also its size and what it makes of tokens
         digest.update(repr([part.scale for part in network.modules() if isinstance(part, ScaleToken)]).encode())
-        for name, values in network.state_dict().items():
-            digest.update(name.encode() + values.cpu().contiguous().numpy().tobytes())
+        for name, values in [*network.named_parameters(), *network.named_buffers()]:
+            digest.update(name.encode() + values.detach().cpu().contiguous().numpy().tobytes())
         self.folder, self.network = folder, digest.hexdigest()
 
     def get(self, batch: torch.Tensor, compute: Callable[[torch.Tensor], np.ndarray]) -> np.ndarray:

@@ -88,6 +88,16 @@ class ExpressionGuide:
         """
         return self._scaler.transform(self._predict(X), rows_of)
 
+    def as_in(self, X: np.ndarray, section: np.ndarray) -> np.ndarray:
+        """Return predicted components of rows ``(n, d)`` as if they were of one section, which has these ``(m, d)``.
+
+        Parameters
+        ----------
+        X, section
+            Features, standardised within the section.
+        """
+        return self._scaler.as_in(self._predict(X), self._predict(section)).astype(np.float32)
+
     def state(self) -> tuple[dict[str, Any], Arrays]:
         """Return ``(config, arrays)``."""
         arrays = {"mean": self._scaler.mean, "sd": self._scaler.sd} | prefixed("trees", self._trees.arrays())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from histoweave._device import out_of_memory
 from histoweave._random import torch_seed
 from histoweave._validate import warn
 from histoweave.loaders import CropEpochs
+from histoweave.models._lightning import saved_identity
 from histoweave.models.image_encoder._backbone import Backbone, load_backbone
 from histoweave.models.image_encoder._options import ImageTraining
 from histoweave.models.image_encoder._pretexts import PRETEXTS
@@ -42,7 +44,8 @@ def fit_network(
 ) -> tuple[Backbone, list[dict[str, float]]]:
     """Return the trained network and the history of its training.
 
-    Where the memory does not suffice, the training starts again with half the batch, and says so.
+    Where the memory does not suffice, the training starts again with half the batch, and says so; one that was
+    interrupted after that goes on with it.
 
     Parameters
     ----------
@@ -63,6 +66,8 @@ def fit_network(
     ------
     ValueError
         There are no two classes, or expression gives no pairs.
+    RuntimeError
+        There is not enough memory to continue what was begun with more.
     """
     relations, held, codes = _relations(table, crops, rows_of, method, options, random_state)
     needs = [PRETEXTS[name].needs for name in method]
@@ -71,7 +76,9 @@ def fit_network(
         usable = np.all([relations[need].usable for need in needs], axis=0)
         crops = {key: (array, available & usable) for key, (array, available) in crops.items()}
         classes = relations["labels"].codes.numpy() if "labels" in relations else None
+    batch_size = _begun_with(options.checkpoint, batch_size)
     while True:
+        continued = options.checkpoint is not None and Path(options.checkpoint).exists()
         epochs = CropEpochs(crops, rows_of, batch_size=batch_size, classes=classes, random_state=random_state)
         probe = None if held is None else Probe(options.probe, epochs, codes, held, random_state)
         network = _network(backbone, weights, len(crops) if options.scale_token else 1, random_state)
@@ -81,6 +88,12 @@ def fit_network(
         except RuntimeError as error:
             if not out_of_memory(error) or batch_size // 2 < SMALLEST:
                 raise
+            if continued:
+                msg = (
+                    f"Out of memory while continuing {str(options.checkpoint)!r}, which was begun with "
+                    f"`batch_size={batch_size}`. Continue it where there is more, or choose another `checkpoint`."
+                )
+                raise RuntimeError(msg) from error
         batch_size //= 2
         del network, probe, plan, epochs
         if device.startswith("cuda"):
@@ -88,6 +101,17 @@ def fit_network(
         if options.checkpoint is not None:
             Path(options.checkpoint).unlink(missing_ok=True)
         warn(f"Out of memory with `batch_size={2 * batch_size}`: training starts again with `batch_size={batch_size}`.")
+
+
+def _begun_with(checkpoint: str | os.PathLike[str] | None, batch_size: int) -> int:
+    """Return the batch size to train with: what it was halved to, where an interrupted training is continued."""
+    begun, halved = saved_identity(checkpoint).get("batch_size"), batch_size
+    while halved // 2 >= SMALLEST:
+        halved //= 2
+        if begun == halved:
+            warn(f"{str(checkpoint)!r} was begun with `batch_size={begun}`: training goes on with it.")
+            return halved
+    return batch_size
 
 
 def _relations(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -10,6 +14,18 @@ from histoweave._validate import require_choice
 MINING = ("all", "semi_hard", "batch_hard")
 
 
+def exact(loss: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Keep a loss in float32 where training is in bfloat16, which would round the products of unit vectors."""
+
+    @wraps(loss)
+    def run(z: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        with torch.autocast(z.device.type, enabled=False):
+            return loss(z, *args, **options)
+
+    return run
+
+
+@exact
 def nt_xent(a: torch.Tensor, b: torch.Tensor, temperature: float = 0.2) -> torch.Tensor:
     """Return the loss of SimCLR (Chen et al., 2020): tell a picture's other view from all views of a batch.
 
@@ -27,6 +43,7 @@ def nt_xent(a: torch.Tensor, b: torch.Tensor, temperature: float = 0.2) -> torch
     return F.cross_entropy(similarity, partner)
 
 
+@exact
 def vicreg(
     a: torch.Tensor, b: torch.Tensor, *, invariance: float = 25.0, variance: float = 25.0, covariance: float = 1.0
 ) -> torch.Tensor:
@@ -74,6 +91,7 @@ def class_pairs(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return known & same & ~own, known & ~same
 
 
+@exact
 def sup_con(z: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor, temperature: float = 0.2) -> torch.Tensor:
     """Return the supervised contrastive loss (Khosla et al., 2020, the sum outside of the logarithm).
 
@@ -96,6 +114,7 @@ def sup_con(z: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor, tem
     return -per_row.sum() / anchors.sum().clamp_min(1)
 
 
+@exact
 def triplet(
     z: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor, *, margin: float = 0.2, mining: str = "semi_hard"
 ) -> torch.Tensor:

@@ -235,6 +235,8 @@ class ImageEncoder(SavedEncoder, Model):
             Features from :meth:`features`.
         """
         scaled = self._scaler.as_in(raw, section).astype(np.float32)
+        if self._guide is not None:
+            scaled = self._guide.as_in(scaled, self._scaler.as_in(section, section).astype(np.float32))
         return scaled if self._map is None else self._map.apply(scaled)
 
     def features(self, table: AnnData) -> np.ndarray:

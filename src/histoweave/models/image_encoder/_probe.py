@@ -73,10 +73,12 @@ class Probe:
     def __init__(self, kind: str, crops: CropEpochs, codes: np.ndarray, held: np.ndarray, random_state: int) -> None:
         rows = np.sort(rng(random_state).permutation(np.flatnonzero(codes >= 0))[:MOST])
         self.crops, self.codes, self.rows, self.held = crops, codes[rows], rows, held[rows]
-        if len(np.unique(self.codes[~self.held])) < 2 or not self.held.any():
+        known = self.held & np.isin(self.codes, self.codes[~self.held])
+        if len(np.unique(self.codes[~self.held])) < 2 or not known.any():
             msg = (
-                f"`probe={kind!r}` needs two classes to learn from beside rows to score; {self.held.sum()} of "
-                f"{len(rows)} labelled rows are held out. Label more rows, or use `probe=None`."
+                f"`probe={kind!r}` needs two classes to learn from beside rows of these to score; {self.held.sum()} of "
+                f"{len(rows)} labelled rows are held out, {known.sum()} of a class that others have. Label more rows, "
+                "or use `probe=None`."
             )
             raise ValueError(msg)
         linear = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))

@@ -101,7 +101,8 @@ class ByExpression(nn.Module):
             may_pull = known & (self.group[a][:, None] != self.group[b][None, :])
         if self.placed:
             may_push = known & ~(together & (torch.cdist(self.place[a], self.place[b]) <= NEAR))
-        return self.unit[a] @ self.unit[b].T, may_pull, may_push
+        with torch.autocast(self.unit.device.type, enabled=False):  # in bfloat16 rounding would decide some pairs
+            return self.unit[a] @ self.unit[b].T, may_pull, may_push
 
     def pairs(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return which pairs of a batch's rows are positive and which negative."""

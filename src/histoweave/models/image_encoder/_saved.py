@@ -49,7 +49,7 @@ class SavedEncoder:
             model._guide = ExpressionGuide.from_state(config["guide"], subset("guide", arrays))
         if model.has_network:
             model._network = Backbone(model.backbone, pretrained=False)
-            if model.training.scale_token and len(model.crops_keys) > 1:
+            if model.pretexts and model.training.scale_token and len(model.crops_keys) > 1:
                 model._network.add_scale_token(len(model.crops_keys))
             state = {k: torch.from_numpy(v) for k, v in subset("network", arrays).items()}
             model._network.network.load_state_dict(state)

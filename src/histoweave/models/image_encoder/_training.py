@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -69,6 +71,7 @@ class Learner(Resumable):
         self.pretexts = nn.ModuleDict(
             {name: (make := PRETEXTS[name])(backbone, plan.options, relations.get(make.needs)) for name in plan.method}
         )
+        self.start = reduce(lambda told, w: crc32(w.numpy().tobytes(), told), backbone.state_dict().values(), 0)
         self.steps = len(crops) * plan.options.max_epochs
         self.history = []
         self._losses: list[torch.Tensor] = []
@@ -137,7 +140,9 @@ class Learner(Resumable):
     def identity(self) -> dict[str, Any]:
         """Return what must be the same for a training to be continued."""
         weights = sum(p.numel() for p in self.parameters())
-        return {**self.plan.identity(), "parameters": weights, "crops": self.crops.fingerprint}
+        return {**self.plan.identity(), "parameters": weights, "start": self.start} | {
+            "batch_size": self.crops.batch_size, "crops": self.crops.fingerprint
+        }  # fmt: skip
 
     def get_extra_state(self) -> list[dict[str, float]]:
         """Return the history, which thus comes back from processes that a strategy starts."""
@@ -185,9 +190,16 @@ def train(backbone: Backbone, crops: CropEpochs, plan: Plan, *, device: str) -> 
             devices=options.devices,
             strategy=options.strategy,
             num_nodes=options.num_nodes,
-            sync_batchnorm=device.startswith("cuda"),
+            sync_batchnorm=device.startswith("cuda") and not _activated_norms(backbone),
             enable_progress_bar=settings.progress,
             reload_dataloaders_every_n_epochs=1,
         )
     backbone.cpu().eval()
     return learner.history
+
+
+def _activated_norms(network: nn.Module) -> bool:
+    """Tell whether normalisations hold activations, which would be lost where processes share their statistics."""
+    from timm.layers import BatchNormAct2d
+
+    return any(isinstance(module, BatchNormAct2d) for module in network.modules())
