@@ -164,8 +164,11 @@ def test_moved_spots_other_donors_and_other_weights_are_another_comparison(table
         return kept["log_loss"].item()
 
     moved, other = table.copy(), table.copy()
-    here = (moved.obs["library_id"] == "section_2").to_numpy()
-    moved.obsm["spatial"][here] = np.random.default_rng(0).permutation(moved.obsm["spatial"][here])
+    rows = np.flatnonzero(moved.obs["library_id"] == "section_2")
+    order = np.arange(len(moved))
+    order[rows] = np.random.default_rng(0).permutation(rows)
+    moved.obsm["spatial"] = moved.obsm["spatial"][order]
+    moved.obs[["array_row", "array_col"]] = moved.obs[["array_row", "array_col"]].to_numpy()[order]
     other.obs["donor"] = other.obs["donor"].astype(str).replace({"donor_2": "donor_3"})
     assert len({scores(0, table), scores(1, table), scores(1, moved)}) == 3
     scores(1, other)

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from histoweave import _keys
 from histoweave._files import atomic_path
 from histoweave._record import versions
 from histoweave._resolve import section_column
@@ -180,8 +181,8 @@ class ImageArms:
                 blocks = [part[own] for key in self.crops_keys for part in require_crops(self.table, key)]
                 if (spatial := self.keys["spatial_key"]) in self.table.obsm:
                     blocks.append(np.asarray(self.table.obsm[spatial])[own])
-                if self.donor_key in self.table.obs:
-                    blocks.append(self.table.obs[self.donor_key].astype(str).to_numpy()[own])
+                columns = (self.donor_key, _keys.ARRAY_ROW, _keys.ARRAY_COL)
+                blocks += [self.table.obs[c].astype(str).to_numpy()[own] for c in columns if c in self.table.obs]
                 self._digests[name] = _digest(*blocks)
             found += [name, self._digests[name], _digest(rows[own])]
         return found
