@@ -98,6 +98,13 @@ def test_checks_tell_a_trained_network_from_chance(table, trained):
     assert checks["n"]["deletion_area"] == N
 
 
+def test_one_crop_has_no_other_to_be_compared_with(table, trained):
+    checks = hw.tl.grad_cam(table, model=trained, rows=[3], checks=True).set_index("check")
+    assert checks["null"].notna().to_dict() == {
+        "deletion_area": True, "insertion_area": True, "randomised_spearman": False, "randomised_ssim": False,
+    }  # fmt: skip
+
+
 def test_models_classes_and_layers_side_by_side(table, trained):
     torch.manual_seed(1)
     other = SimpleNamespace(**vars(trained) | {"network": nn.Sequential(Tiny(), nn.Linear(64, 2)).eval()})

@@ -105,8 +105,8 @@ def grad_cam(
     ``deletion_area`` (better below its null) and ``insertion_area`` (better above it) are areas under the class's
     probability, see :func:`histoweave.metrics.perturbation`; their null is the same map with its cells in random
     places. ``randomised_spearman`` and ``randomised_ssim`` compare with maps of the same network with random weights,
-    see :func:`histoweave.metrics.map_similarity`; far above their null, the maps of other crops, they say that a map
-    shows the picture and not what was learned.
+    see :func:`histoweave.metrics.map_similarity`; far above their null, the maps of other crops (NaN of one
+    crop alone), they say that a map shows the picture and not what was learned.
 
     Writes ``obsm[key_added]``, the maps ``(n_obs, h, w)`` float32 at the layer's own resolution, in units of the logit
     (NaN for rows that are not explained), the class in ``obs[key_added + "_class"]``, its probability in

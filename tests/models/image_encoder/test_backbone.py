@@ -96,6 +96,16 @@ def test_no_network_is_said_with_the_way_out(monkeypatch, name):
         load_backbone(name, None)
 
 
+def test_layers_that_only_the_hub_knows(monkeypatch, tmp_path):
+    def fail(*args, **kwargs):
+        raise OSError("no network")
+
+    weights_of(TINY, tmp_path)
+    monkeypatch.setattr(timm, "create_model", fail)
+    with pytest.raises(ConnectionError, match="'hf-hub:somebody/net' has is told by the hub alone.*no network"):
+        load_backbone("hf-hub:somebody/net", tmp_path / f"{TINY}.safetensors")
+
+
 def test_published_weights_are_asked_for_by_name_only(monkeypatch):
     asked = []
     create = timm.create_model

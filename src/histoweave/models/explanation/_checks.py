@@ -60,5 +60,6 @@ def check_maps(
         yield {"check": f"{mode}_area", "value": area, "null": null, "n": len(images)}
     random, of_others = (map_similarity(own, m) for m in (maps(randomised(network, weights)), np.roll(own, 1, axis=0)))
     for name in random:
-        value, null, n = random[name].mean(), of_others[name].mean(), int(random[name].notna().sum())
+        value, n = random[name].mean(), int(random[name].notna().sum())
+        null = of_others[name].mean() if len(images) > 1 else np.nan  # there is no other
         yield {"check": f"randomised_{name}", "value": value, "null": null, "n": n}

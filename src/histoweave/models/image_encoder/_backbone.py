@@ -144,6 +144,12 @@ def _create(name: str, pretrained: bool) -> Any:
             return known.create(pretrained=pretrained)
         return timm.create_model(name, pretrained=pretrained, num_classes=0)
     except (OSError, RuntimeError) as error:
+        if not pretrained:
+            msg = (
+                f"What layers {name!r} has is told by the hub alone, which cannot be reached ({type(error).__name__}: "
+                f"{error}). Load it once where there is a network; from then on it is in the hub's cache."
+            )
+            raise ConnectionError(msg) from error
         msg = (
             f"The weights of {name!r} cannot be loaded ({type(error).__name__}: {error}). Of a gated model, accept the "
             "terms on the hub and run `hf auth login`. With no network, download them elsewhere and pass "
