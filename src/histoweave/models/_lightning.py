@@ -52,7 +52,7 @@ def saved_identity(checkpoint: str | os.PathLike[str] | None) -> dict[str, Any]:
         return {}
     try:
         return torch.load(checkpoint, weights_only=True, map_location="cpu")["histoweave"]["identity"]
-    except (KeyError, RuntimeError, EOFError, pickle.UnpicklingError):
+    except (KeyError, IndexError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError):
         return {}
 
 

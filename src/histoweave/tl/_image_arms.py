@@ -63,7 +63,7 @@ class ImageArms:
         for key in self.crops_keys:
             require_crops(table, key)
         self.folder = None if cache_dir is None else Path(cache_dir)
-        self._digests: dict[str, str] = {}
+        self._digests: dict[tuple[str, str], str] = {}
         self._held: tuple[Any, ImageEncoder, np.ndarray] | None = None
         self._statistics: np.ndarray | None = None
 
@@ -164,8 +164,11 @@ class ImageArms:
     def _needed(self, method: str, rows: np.ndarray) -> list[str]:
         """Return what tells the weights that a method starts from, and the expression that it draws on."""
         encoder = ImageEncoder(**self.encoder_options | {"method": method})
-        weights = Path(encoder.weights or "")
-        found = [hashlib.sha256(weights.read_bytes()).hexdigest()] if weights.is_file() else []
+        found = []
+        if encoder.weights is not None and Path(encoder.weights).is_file():
+            if ("file", encoder.weights) not in self._digests:
+                self._digests["file", encoder.weights] = hashlib.sha256(Path(encoder.weights).read_bytes()).hexdigest()
+            found.append(self._digests["file", encoder.weights])
         if "genes" in encoder.needs:
             key, across = encoder.training.genes_key, encoder.training.across_key
             found += [_digest(np.asarray(self.table.obsm[key])[rows])]
@@ -177,14 +180,14 @@ class ImageArms:
         found = []
         for name in dict.fromkeys(self.section[rows]):
             own = self.section == name
-            if name not in self._digests:
+            if ("section", name) not in self._digests:
                 blocks = [part[own] for key in self.crops_keys for part in require_crops(self.table, key)]
                 if (spatial := self.keys["spatial_key"]) in self.table.obsm:
                     blocks.append(np.asarray(self.table.obsm[spatial])[own])
                 columns = (self.donor_key, _keys.ARRAY_ROW, _keys.ARRAY_COL)
                 blocks += [self.table.obs[c].astype(str).to_numpy()[own] for c in columns if c in self.table.obs]
-                self._digests[name] = _digest(*blocks)
-            found += [name, self._digests[name], _digest(rows[own])]
+                self._digests["section", name] = _digest(*blocks)
+            found += [name, self._digests["section", name], _digest(rows[own])]
         return found
 
 

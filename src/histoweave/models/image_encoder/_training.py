@@ -71,7 +71,7 @@ class Learner(Resumable):
         self.pretexts = nn.ModuleDict(
             {name: (make := PRETEXTS[name])(backbone, plan.options, relations.get(make.needs)) for name in plan.method}
         )
-        self.start = reduce(lambda told, w: crc32(w.numpy().tobytes(), told), backbone.state_dict().values(), 0)
+        self.start = reduce(lambda told, w: crc32(w.cpu().numpy().tobytes(), told), backbone.state_dict().values(), 0)
         self.steps = len(crops) * plan.options.max_epochs
         self.history = []
         self._losses: list[torch.Tensor] = []
