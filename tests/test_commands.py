@@ -315,6 +315,11 @@ def test_folder_of_something_else(tmp_path, capsys):
     assert "not a Space Ranger folder" in refused(capsys, tmp_path / "other", tmp_path / "l.csv", tmp_path / "out")
 
 
+def test_options_of_arrays_are_not_for_space_ranger(outs, tmp_path, capsys):
+    told = refused(capsys, outs, tmp_path / "labels.csv", tmp_path / "out", "--scale", "0.5", "--name", "P1")
+    assert "leave out '--scale', '--name'" in told
+
+
 def test_missing_labels(outs, tmp_path, capsys):
     assert "there is no file" in refused(capsys, outs, tmp_path / "absent.csv", tmp_path / "out")
 

@@ -180,6 +180,14 @@ def test_one_image_in_the_global_frame():
     assert section_image(sdata, "a").name == "picture"
 
 
+def test_sections_whose_names_begin_alike_in_the_global_frame():
+    named = {"A1": 1, "A10": 10, "A1_b": 30}
+    images = {f"{name}_full_image": element(np.full_like(IMAGE, v), frame="global") for name, v in named.items()}
+    sdata = wrapped(table(list(named)), **images)
+    for name, value in named.items():
+        assert section_image(sdata, name).array.max() == value
+
+
 def test_images_kept_in_the_table():
     adata = with_images({"hires": IMAGE}, {"tissue_hires_scalef": 0.5})
     found = section_image(wrapped(adata), "a")

@@ -209,6 +209,13 @@ def read_section(args: argparse.Namespace) -> SpatialData:
 
 
 def _read_spaceranger(folder: Path, args: argparse.Namespace) -> SpatialData:
+    given = {"--scale": args.scale, "--counts": args.counts, "--name": args.name}
+    if wrong := [option for option, value in given.items() if value is not None]:
+        msg = (
+            f"{str(folder)!r} is a folder of Space Ranger, which tells scale, counts and name itself: leave out "
+            f"{listing(wrong)}, or name the positions of a legacy array with `--spots`."
+        )
+        raise ValueError(msg)
     counts = "filtered" if list(folder.glob("**/*feature_bc_matrix*")) else None
     if counts is None and list(folder.glob("**/spatial")):
         warn(f"{str(folder)!r} holds no matrix of counts: the regions are told from the image only.")

@@ -237,13 +237,26 @@ def _spatialdata_images(data: SpatialData, library_id: str) -> dict[str, Any]:
     frames = data.coordinate_systems
     frame = library_id if library_id in frames else "global" if "global" in frames else None
     found: list[tuple[float, str, Any]] = []
+    # of sections "A1" and "A1_b", the image "A1_b_hires" is the second's
+    others = [o for table in data.tables.values() for o in dict.fromkeys(section_column(table)) if o != library_id]
+
+    def of_section(name: str) -> bool:
+        return _named_after(name, library_id) and not any(
+            _named_after(name, o) and _named_after(o, library_id) for o in others
+        )
+
     for name, element in data.images.items():
         transforms = get_transformation(element, get_all=True)
-        if frame not in transforms or (frame == "global" and len(data.images) > 1 and library_id not in name):
+        if frame not in transforms or (frame == "global" and len(data.images) > 1 and not of_section(name)):
             continue
         matrix = transforms[frame].to_affine_matrix(("x", "y"), ("x", "y"))
         found.append((matrix[0, 0], name, lambda m=matrix, e=element, n=name: _placed(e, m, n)))
     return {name: opener for _, name, opener in sorted(found, key=lambda item: item[:2])}
+
+
+def _named_after(name: str, library_id: str) -> bool:
+    """Tell whether a name is the section's, or begins with it as a whole."""
+    return name == library_id or name.startswith(f"{library_id}_")
 
 
 def _placed(element: Any, matrix: np.ndarray, name: str) -> SectionImage:

@@ -141,6 +141,12 @@ def require_labels(table: AnnData, labels_key: str, *, min_classes: int = 2, min
     ``min_spots`` spots. Labels that are numbers are taken as names; blanks at the ends are removed.
     """
     require_key(table.obs, labels_key, where="adata.obs", argument="labels_key", run="hw.io.read_labels(...)")
+    if labels_key == table.uns.get("spatialdata_attrs", {}).get("region_key"):
+        msg = (
+            f"`adata.obs[{labels_key!r}]` names the sections (`uns['spatialdata_attrs']`), it holds no labels. Run "
+            "`hw.io.read_labels(...)`, or name another column with `labels_key=`."
+        )
+        raise ValueError(msg)
     column = table.obs[labels_key]
     missing = column.isna().to_numpy()
     values = column.astype(object).where(~missing, None)

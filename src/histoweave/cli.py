@@ -90,7 +90,9 @@ def _add_classify(commands) -> None:
     )
     classify.add_argument("--spots", type=Path, metavar="FILE", help="legacy ST: spot positions")
     classify.add_argument("--image", type=Path, metavar="FILE", help="full-resolution image")
-    classify.add_argument("--scale", type=_positive, metavar="F", help="pixels of the image per unit of the positions")
+    classify.add_argument(
+        "--scale", type=_positive, metavar="F", help="legacy ST: pixels of the image per unit of the positions"
+    )
     classify.add_argument("--name", metavar="NAME", help="legacy ST: name of the section")
     classify.add_argument("--hide-blocks", type=_fraction, metavar="FRACTION",
                           help="hide this share of the labels, in blocks, and score on them")  # fmt: skip

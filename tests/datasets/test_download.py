@@ -143,6 +143,14 @@ def test_partial_download_that_cannot_be_continued_starts_again(server: Server, 
     assert names(tmp_path) == {"b.bin"}
 
 
+@pytest.mark.parametrize("note", ["", '{"url": "http', "[]", "{}"])
+def test_a_note_that_was_cut_short_is_no_obstacle(server: Server, tmp_path: Path, note: str) -> None:
+    (tmp_path / "b.bin.part").write_bytes(CONTENT[:1000])
+    (tmp_path / "b.bin.part.json").write_text(note)
+    assert fetch(RemoteFile("b.bin", (f"{server.url}/b.bin",), SHA), tmp_path).read_bytes() == CONTENT
+    assert names(tmp_path) == {"b.bin"}
+
+
 def test_wrong_content_is_removed_and_named(server: Server, tmp_path: Path) -> None:
     file = RemoteFile("b.bin", (f"{server.url}/b.bin",), "md5:" + "0" * 32)
     with pytest.raises(ValueError, match=r"b\.bin.*md5 .* expected 0000.*removed"):

@@ -186,6 +186,39 @@ def test_names_from_a_mapping(pair):
         hw.io.concat({"all": both})
 
 
+def test_what_is_kept_by_section_follows_its_new_name():
+    ones = [hw.datasets.simulate_section(n_rows=6, n_cols=6, random_state=i) for i in (0, 1)]
+    for one, size in zip(ones, (110, 600), strict=True):
+        one.uns["histoweave"] = {}
+        hw.pp.crops(one, size_um=size, out_px=16)
+    (old,) = ones[0].obs["library_id"].unique()
+    with pytest.warns(HistoweaveWarning, match="different 'size_um'"):
+        both = hw.io.concat({"P1": ones[0], "P2": ones[1]})
+    sizes = both.uns["histoweave"]["crops"]["size_px"]
+    assert sizes == {"P1": ones[0].uns["histoweave"]["crops"]["size_px"][old],
+                     "P2": ones[1].uns["histoweave"]["crops"]["size_px"][old]}  # fmt: skip
+    assert sizes["P1"] < sizes["P2"]
+
+
+def test_flags_kept_as_truth_values_and_as_numbers(tmp_path):
+    first, second, third = (make(lib, ["A", "B"], seed=i) for i, lib in enumerate(("P1", "P2", "P3")))
+    second.obs["in_tissue"] = 1
+    second.obs["crops_available"] = [True, False, True, True]
+    del third.obs["in_tissue"]
+    both = hw.io.concat([first, second, third])
+    assert both.obs["in_tissue"].tolist()[:8] == [1] * 8
+    assert both.obs["in_tissue"].isna().sum() == 4
+    assert both.obs["crops_available"].tolist() == [True] * 5 + [False] + [True] * 6
+    both.write_h5ad(tmp_path / "both.h5ad")
+    section = hw.datasets.simulate_section(n_rows=6, n_cols=6)
+    other = hw.datasets.simulate_section(n_rows=6, n_cols=6, random_state=1)
+    del other.obs["in_tissue"]
+    joined = hw.io.concat({"a": section, "b": other})
+    hw.pp.crops(joined, out_px=16)
+    assert len(joined.obsm["crops"]) == joined.n_obs
+    hw.pp.check_alignment(joined)
+
+
 def test_spatialdata(section):
     ones = [hw.io.read_visium(section(f"{n}/outs", seed=i).path) for i, n in enumerate(("P1", "P2"))]
     both = hw.io.concat(ones)

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import histoweave as hw
+from histoweave._validate import HistoweaveWarning
 
 
 @pytest.fixture
@@ -44,6 +45,19 @@ def test_pattern_keys_and_no_labels(folder):
     assert adata.n_obs == 2
     assert "region" not in adata.obs
     assert adata.obsm["tiles"].shape == (2, 12, 12, 3)
+
+
+def test_hidden_folders_are_passed_over_and_links_told(folder, tmp_path):
+    path, written = folder
+    (path / ".ipynb_checkpoints").mkdir()
+    Image.fromarray(written["loose.png"]).save(path / ".ipynb_checkpoints" / "a-checkpoint.png")
+    assert list(hw.io.read_image_folder(path).obs_names) == sorted(written)
+    (tmp_path / "elsewhere").mkdir()
+    Image.fromarray(written["loose.png"]).save(tmp_path / "elsewhere" / "d.png")
+    (path / "fat").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    with pytest.warns(HistoweaveWarning, match=r"does not enter folders that are links \('fat'\)"):
+        hw.io.read_image_folder(path)
+    assert "fat/d.png" in hw.io.read_image_folder(path, pattern="*/*.png").obs_names
 
 
 def test_grey_rgba_and_16_bit(tmp_path):

@@ -8,7 +8,8 @@ import pytest
 from anndata import AnnData
 
 import histoweave as hw
-from histoweave._validate import HistoweaveWarning
+from histoweave._resolve import section_column
+from histoweave._validate import HistoweaveWarning, require_labels
 
 
 def make(lib: str = "P1", n: int = 6) -> AnnData:
@@ -230,3 +231,24 @@ def test_dlpfc_layers(shared_data):
     expected = here.set_index(here.columns[0])[here.columns[2]].reindex(region.index)
     assert (region.astype(object).fillna("-") == expected.fillna("-")).all()
     assert region.nunique() == 7
+
+
+def test_sections_that_another_reader_names_where_labels_go_keep_their_names(section):
+    import warnings
+
+    from spatialdata_io import visium
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sdata = visium(section("P1/outs").path, dataset_id="P1")
+    table = sdata.tables["table"]
+    with pytest.raises(ValueError, match="names the sections.*it holds no labels.*hw.io.read_labels"):
+        require_labels(table, "region")
+    names = table.obs_names[:4]
+    hw.io.read_labels(sdata, pd.DataFrame({"barcode": names, "label": ["a", "b", "a", "b"]}))
+    assert table.obs["region"].dropna().tolist() == ["a", "b", "a", "b"]
+    assert set(section_column(table)) == {"P1"}
+    table.obs["library_id"] = "other"
+    table.uns["spatialdata_attrs"]["region_key"] = "region"
+    with pytest.raises(ValueError, match="labels_key='annotation'"):
+        hw.io.read_labels(sdata, pd.DataFrame({"barcode": names, "label": ["a", "b", "a", "b"]}))

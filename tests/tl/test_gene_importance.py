@@ -119,6 +119,18 @@ def test_genes_that_are_missing_are_left_out(two, linear):
     assert set(result["gene"]) == set(two.var_names[10:])
 
 
+def test_genes_under_other_names_are_compared_too_and_lacking_ones_are_not(two, linear):
+    expected = hw.tl.gene_importance(two, model=linear)
+    other = two[:, 10:].copy()
+    other.var["gene_name"], other.var_names = other.var_names, [f"ENSG{i:011d}" for i in range(other.n_vars)]
+    with pytest.warns(UserWarning, match="under other names"):
+        found = hw.tl.gene_importance(other, model=linear, labels_key="region_truth")
+    same = hw.tl.gene_importance(two[:, 10:].copy(), model=linear, labels_key="region_truth")
+    pd.testing.assert_frame_equal(found, same)
+    assert found["de_score"].abs().max() > 3
+    assert len(found) < len(expected)
+
+
 def test_the_error_is_told_when_steps_are_too_few(two, network):
     views = network.views(two)
     rows = {("s", "region_1"): np.arange(20)}

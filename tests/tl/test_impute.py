@@ -52,6 +52,17 @@ def test_layer_holds_the_models_values_at_their_genes(two, model):
     assert list(part.uns["histoweave"]["imputed"]["sections_seen"]) == ["section_1"]
 
 
+def test_genes_under_other_names_are_the_tables(two, model):
+    expected = two.copy()
+    hw.tl.impute(expected, model=model, score=False)
+    other = two.copy()
+    other.var["gene_name"], other.var_names = other.var_names, [f"ENSG{i:011d}" for i in range(other.n_vars)]
+    with pytest.warns(HistoweaveWarning, match="under other names"):
+        hw.tl.impute(other, model=model, score=False)
+    np.testing.assert_array_equal(other.layers["imputed"], expected.layers["imputed"])
+    assert "imputed" not in other.obsm
+
+
 def test_genes_that_were_not_measured_land_beside_the_table(two, model):
     lost = list(two.var_names[:2])
     table = two[:, 2:].copy()

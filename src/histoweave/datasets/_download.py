@@ -88,7 +88,7 @@ def _download(file: RemoteFile, target: Path) -> None:
         except requests.RequestException as error:
             failures.append(error)
         except ValueError as error:
-            part.unlink()
+            part.unlink(missing_ok=True)
             failures.append(error)
         else:
             part.replace(target)
@@ -183,8 +183,11 @@ def _version_file(part: Path) -> Path:
 def _version(url: str, part: Path) -> str | None:
     if not _version_file(part).exists():
         return None
-    known = json.loads(_version_file(part).read_text())
-    return known["version"] if known["url"] == url else None
+    try:
+        known = json.loads(_version_file(part).read_text())
+        return known["version"] if known["url"] == url else None
+    except (ValueError, TypeError, KeyError):  # cut short; the download starts anew
+        return None
 
 
 def _remember_version(url: str, part: Path, answer: requests.Response) -> None:

@@ -15,7 +15,7 @@ from histoweave import _keys
 from histoweave._resolve import get_table, is_spatialdata, section_column
 from histoweave._validate import listing, require_choice, warn
 from histoweave.io._elements import SPOT_ID, assemble
-from histoweave.io._merge import join_obs, join_obsm, join_var, merge_records
+from histoweave.io._merge import join_obs, join_obsm, join_var, merge_records, rename_section
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -107,6 +107,7 @@ def _prepared(table: AnnData, name: str | None) -> AnnData:
     column = section_column(table).astype(str)
     entries = table.uns.get("spatial", {})
     spatial = {lib: entries[lib] for lib in dict.fromkeys(column) if lib in entries}
+    records = table.uns.get(_keys.UNS, {})
     if name is not None:
         old = set(column)
         if len(old) > 1:
@@ -114,6 +115,7 @@ def _prepared(table: AnnData, name: str | None) -> AnnData:
             raise ValueError(msg)
         column = np.full(table.n_obs, str(name), dtype=object)
         spatial = {str(name): entry for entry in spatial.values()}
+        records = rename_section(records, next(iter(old), ""), str(name))
     obs = table.obs.copy()
     obs[_keys.LIBRARY] = column
     instance_key = table.uns.get("spatialdata_attrs", {}).get("instance_key", SPOT_ID)
@@ -130,7 +132,7 @@ def _prepared(table: AnnData, name: str | None) -> AnnData:
         layers=dict(table.layers),
         obsp=dict(table.obsp),
     )
-    out.uns = {"spatial": spatial, _keys.UNS: table.uns.get(_keys.UNS, {})}
+    out.uns = {"spatial": spatial, _keys.UNS: records}
     return out
 
 
@@ -168,6 +170,9 @@ def _join_tables(tables: list[AnnData], join: str) -> AnnData:
                 out.var[f"measured_{lib}"] = out.var_names.isin(measured)
     for key, value in join_obsm(tables).items():
         out.obsm[key] = value
+        flag = f"{key}_available"
+        if flag in out.obs:  # sections without the column have all their crops
+            out.obs[flag] = out.obs[flag].astype("boolean").fillna(True).astype(bool)
     spatial = {lib: entry for t in tables for lib, entry in t.uns["spatial"].items()}
     if spatial:
         out.uns["spatial"] = spatial

@@ -14,7 +14,7 @@ from histoweave import _keys
 from histoweave._image import open_image, to_rgb8
 from histoweave._record import record
 from histoweave._settings import track
-from histoweave._validate import listing, require_number
+from histoweave._validate import listing, require_number, warn
 from histoweave.io._elements import sanitise
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
@@ -36,7 +36,7 @@ def read_image_folder(
         The folder, for example with ``train/tumor/001.png``.
     pattern
         Which files below ``path`` to read, e.g. ``"train/*/*.png"``. Files that are not images by their name
-        and hidden files are passed over.
+        and what is hidden, or lies in a hidden folder, are passed over.
     out_px
         Bring every image to ``out_px`` x ``out_px`` pixels: the shorter side is resized to it (Lanczos), then
         the centre is cut out, so that nothing is stretched. Without it all images must have one size.
@@ -72,9 +72,13 @@ def read_image_folder(
     if not root.is_dir():
         msg = f"`path={str(root)!r}` is not a folder."
         raise FileNotFoundError(msg)
-    found = [
-        p for p in root.glob(pattern) if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()
-    ]
+    found = [p for p in root.glob(pattern) if p.suffix.lower() in SUFFIXES and not _hidden(p, root) and p.is_file()]
+    links = [p.relative_to(root).as_posix() for p in root.glob("**/*") if p.is_symlink() and p.is_dir()]
+    if "**" in pattern and links:
+        warn(
+            f"`pattern={pattern!r}` does not enter folders that are links ({listing(links)}); one without '**' does, "
+            "such as '*/*.png'."
+        )
     found.sort(key=lambda p: p.relative_to(root).as_posix())
     if not found:
         msg = (
@@ -92,6 +96,10 @@ def read_image_folder(
     table = AnnData(obs=obs, obsm={key_added: pixels})
     record(table, key_added, "io.read_image_folder", {"path": str(root), "pattern": pattern, "out_px": out_px})
     return table
+
+
+def _hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
 def _stack(paths: list[Path], names: list[str], out_px: int | None) -> np.ndarray:

@@ -244,9 +244,28 @@ def _raise_no_match(theirs: Iterable[str], ours: Iterable[str]) -> None:
 
 
 def _write(table: AnnData, rows: np.ndarray, labels: np.ndarray, labels_key: str) -> None:
+    _make_room(table, labels_key)
     if len(rows) < table.n_obs and labels_key in table.obs:
         values = table.obs[labels_key].astype(object).to_numpy(copy=True)
     else:
         values = np.full(table.n_obs, None, dtype=object)
     values[rows] = np.where(pd.isna(labels), None, labels)
     table.obs[labels_key] = pd.Categorical(values)
+
+
+def _make_room(table: AnnData, labels_key: str) -> None:
+    """Move the names of sections, which other readers keep in ``obs["region"]``, to a column of their own."""
+    attrs = table.uns.get("spatialdata_attrs", {})
+    if labels_key != attrs.get("region_key") or labels_key not in table.obs:
+        return
+    names = table.obs[labels_key]
+    if _keys.LIBRARY not in table.obs:
+        table.obs[_keys.LIBRARY] = names
+    elif not (table.obs[_keys.LIBRARY].astype(str) == names.astype(str)).all():
+        msg = (
+            f"`adata.obs[{labels_key!r}]` names the elements that rows lie in, and `adata.obs[{_keys.LIBRARY!r}]` "
+            "says otherwise. Write the labels to another column, e.g. `labels_key='annotation'`."
+        )
+        raise ValueError(msg)
+    table.uns["spatialdata_attrs"] = {**attrs, "region_key": _keys.LIBRARY}
+    del table.obs[labels_key]

@@ -40,6 +40,20 @@ def merge_records(records: Sequence[Mapping[str, Any]], libraries: Sequence[str]
     return out
 
 
+def rename_section(records: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:
+    """Return records in which what is kept by section is kept by a section's new name."""
+
+    def renamed(value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {
+            new.replace("/", "_") if key in (old, old.replace("/", "_")) else key: renamed(v)
+            for key, v in value.items()
+        }
+
+    return {key: renamed(entry) for key, entry in records.items()}
+
+
 def _merge(
     owners: list[tuple[str, Mapping[str, Any]]], path: str, differs: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
@@ -83,6 +97,11 @@ def _join_column(parts: list[pd.Series], present: list[bool]) -> Any:
         seen = [p.cat.categories if isinstance(p.dtype, pd.CategoricalDtype) else pd.unique(p.dropna()) for p in known]
         categories = list(dict.fromkeys(c for names in seen for c in names))
         return pd.Categorical(np.concatenate([p.astype(object).to_numpy() for p in parts]), categories=categories)
+    kinds = [getattr(p.dtype, "kind", "O") for p in known]
+    if set(kinds) in ({"b", "i"}, {"b", "u"}):  # a flag that some readers keep as 0 and 1
+        known = [p.astype(np.int64) for p in known]
+        counted = iter(known)
+        parts = [next(counted) if here else p for p, here in zip(parts, present, strict=True)]
     if not all(present):  # a missing truth value or integer needs a type that can be missing
         nullable = {"b": "boolean", "i": "Int64", "u": "Int64", "f": "float64"}
         kind = nullable.get(getattr(known[0].dtype, "kind", "O"))

@@ -57,7 +57,7 @@ class Section:
         """Return the coordinates of the spots that should lie on tissue."""
         if _keys.IN_TISSUE not in self.table.obs:
             return self.xy
-        inside = self.table.obs[_keys.IN_TISSUE].to_numpy()[self.rows].astype(float) == 1
+        inside = self.table.obs[_keys.IN_TISSUE].to_numpy(dtype=float, na_value=np.nan)[self.rows] == 1
         return self.xy[inside] if inside.any() else self.xy
 
     def code(self, *changes: str) -> str:

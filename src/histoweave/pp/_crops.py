@@ -215,7 +215,7 @@ def _in_tissue(table: AnnData, rows: np.ndarray) -> np.ndarray:
     """Return which spots should lie on the image: arrays may reach beyond it where there is no tissue."""
     if _keys.IN_TISSUE not in table.obs:
         return np.ones(len(rows), bool)
-    inside = table.obs[_keys.IN_TISSUE].to_numpy()[rows].astype(float) == 1
+    inside = table.obs[_keys.IN_TISSUE].to_numpy(dtype=float, na_value=np.nan)[rows] == 1
     return inside if inside.any() else np.ones(len(rows), bool)
 
 

@@ -15,7 +15,6 @@ from histoweave._record import record
 from histoweave._resolve import sections, working_copy
 from histoweave._validate import require_labels, require_number, warn
 from histoweave.models.gene_autoencoder._attribution import agreement, region_importance
-from histoweave.models.gene_autoencoder._data import Expression
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -133,12 +132,13 @@ def gene_importance(
     error = max(missed for _, missed in found)
     if error > TOLERANCE:
         warn(f"Contributions leave {error:.0%} of the logits unaccounted for. Raise `n_steps`, now {n_steps}.")
-    expression = Expression(table, models[0].genes, layer, library_key)
+    expression = models[0].encoder._aligned(table, layer, library_key, quiet=True)
     values = expression.log(expression.median_depth())
     groups = {POOLED: np.arange(table.n_obs)} | (rows_of if per_section else {})
     frames = []
     for name, rows in groups.items():
         scores = _differential(values[rows], region[rows], expression.genes)
+        scores[~expression.present] = np.nan  # of what the table lacks nothing is known
         frames += _frames(name, [f for f, _ in found], spots, rows_of, scores, models[0])
     result = pd.concat(frames, ignore_index=True)[COLUMNS]
     table.uns[key_added] = result

@@ -96,9 +96,10 @@ def impute(
         scores = model.score_imputation(table, predicted=all_genes, n_rings=n_rings, spatial_key=spatial_key, **keys)
         if genes is not None:
             scores = scores[scores["gene"].isin(list(genes))].reset_index(drop=True)
-    here = predicted.columns.isin(table.var_names)
+    column = pd.Series(model.alignment(table)._columns, index=model.genes)[predicted.columns].to_numpy()
+    here = column >= 0
     values = np.full(table.shape, np.nan, dtype=np.float32)
-    values[:, table.var_names.get_indexer(predicted.columns[here])] = predicted.loc[:, here]
+    values[:, column[here]] = predicted.loc[:, here]
     table.layers[key_added] = values
     if not here.all():
         table.obsm[key_added] = predicted.loc[:, ~here]

@@ -129,6 +129,14 @@ def test_the_encoder_itself_is_not_changed(known, encoder):
     np.testing.assert_array_equal(encoder.embed(known), before)
 
 
+def test_an_encoder_that_is_fitted_again_leaves_earlier_classifiers_alone(known, new):
+    for encoder in (GenePCA(5, n_top_genes=40), GeneAutoencoder(4, widths=(8,), max_epochs=1, n_top_genes=40)):
+        clf = GeneClassifier(encoder.fit(known)).fit(known)
+        before = clf.predict_proba(known)
+        encoder.fit(new)
+        pd.testing.assert_frame_equal(clf.predict_proba(known), before)
+
+
 def test_neighbours_change_a_spot_only_with_rings(fitted, encoder, known, new):
     changed = new.copy()
     spot, others = 40, np.delete(np.arange(new.n_obs), 40)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -131,7 +132,8 @@ class GeneClassifier(Classified):
         for name, value in {"bottleneck": bottleneck, "max_epochs": max_epochs, "batch_size": batch_size}.items():
             require_number(value, argument=name, at_least=1, integer=True)
         require_number(n_inner, argument="n_inner", at_least=2, integer=True)
-        self.encoder, self.strategy, self.n_rings, self.bottleneck = encoder, strategy, n_rings, bottleneck
+        # `fit` of an encoder gives it new attributes, so that this one stays as it is
+        self.encoder, self.strategy, self.n_rings, self.bottleneck = copy(encoder), strategy, n_rings, bottleneck
         self.label_smoothing, self.max_epochs, self.learning_rate = label_smoothing, max_epochs, learning_rate
         self.weight_decay, self.batch_size, self.n_inner = weight_decay, batch_size, n_inner
         self.random_state = random_state

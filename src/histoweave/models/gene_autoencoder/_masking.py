@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -44,6 +45,12 @@ class Masker:
             self._members = torch.from_numpy(np.asarray(programmes, dtype=np.float32))
             self._alone = self._members.sum(dim=0) == 0
             self._programme_rate = programme_rate(programmes, rate)
+
+    @property
+    def identity(self) -> str:
+        """Text that differs where masks do."""
+        members = b"" if self.strategy == "random" else self._members.cpu().numpy().tobytes()
+        return f"{self.strategy} {self.rate} {crc32(members):08x}"
 
     def to(self, device: str) -> Masker:
         """Move to a device."""

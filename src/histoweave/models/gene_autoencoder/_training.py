@@ -213,8 +213,9 @@ class MaskedTraining(Resumable):
     def identity(self) -> dict[str, Any]:
         """Return what must be the same for a training to be continued."""
         network = sum(p.numel() for p in self.parameters())
-        masks = f"{self._masker.strategy} {self._masker.rate}"
-        return {**asdict(self.plan), "parameters": network, "masking": masks, "counts": self._fingerprint}
+        dropout = [module.p for module in self.network.modules() if hasattr(module, "p")]
+        own = {"parameters": network, "dropout": dropout, "masking": self._masker.identity, "counts": self._fingerprint}
+        return asdict(self.plan) | own
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the best weights so far."""
