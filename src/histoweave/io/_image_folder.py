@@ -73,8 +73,8 @@ def read_image_folder(
         msg = f"`path={str(root)!r}` is not a folder."
         raise FileNotFoundError(msg)
     found = [p for p in root.glob(pattern) if p.suffix.lower() in SUFFIXES and not _hidden(p, root) and p.is_file()]
-    links = [p.relative_to(root).as_posix() for p in root.glob("**/*") if p.is_symlink() and p.is_dir()]
-    if "**" in pattern and links:
+    below = root.glob("**/*") if "**" in pattern else ()
+    if links := [p.relative_to(root).as_posix() for p in below if p.is_symlink() and p.is_dir()]:
         warn(
             f"`pattern={pattern!r}` does not enter folders that are links ({listing(links)}); one without '**' does, "
             "such as '*/*.png'."

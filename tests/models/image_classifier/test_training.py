@@ -104,6 +104,13 @@ def test_a_rare_class_is_recovered_by_balance(tissue, start):
     assert balanced.min() > 0.5
 
 
+@pytest.mark.parametrize("n_steps", [1, 9, 14])
+def test_trainings_of_few_steps_have_a_warm_up_too(tissue, n_steps):
+    clf = ImageClassifier(strategy="scratch", backbone="tiny", precision="float32", n_steps=n_steps).fit(tissue[0])
+    assert clf.history["step"].tolist() == [n_steps]
+    assert np.isfinite(clf.history["loss"]).all()
+
+
 def test_loss_falls_and_is_recorded_with_the_rate(tissue, start):
     train, _ = tissue
     history = ImageClassifier(strategy="scratch", backbone="tiny", precision="float32", n_steps=70).fit(train).history
