@@ -22,6 +22,7 @@ import argparse
 import os
 import warnings
 from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -47,6 +48,7 @@ DESIGNS = {
 }  # fmt: skip
 
 
+@lru_cache(maxsize=1)  # each worker process reads the sections once
 def load(folder: Path, design: str):
     """All sections in one table; the folds are the groups, and the unlabelled arrays belong to none."""
     sections = [hw.datasets.mob_st(section=i, data_dir=folder) for i in range(1, 8)]
@@ -79,11 +81,11 @@ def compare(adata, methods, seeds, folds, options: argparse.Namespace) -> pd.Dat
     return found
 
 
-def one_part(options: argparse.Namespace, method: str, seed: int, fold: str) -> None:
-    """Fill the cache with one method, seed and fold."""
+def one_part(options: argparse.Namespace, method: str, seed: int, fold: str) -> pd.DataFrame:
+    """Return the scores of one method, seed and fold, and keep them in the cache."""
     hw.settings.progress = False
     warnings.simplefilter("ignore")
-    compare(load(options.data, options.design), [method], [seed], [fold], options)
+    return compare(load(options.data, options.design), [method], [seed], [fold], options)
 
 
 def table(scores: pd.DataFrame) -> str:
@@ -112,12 +114,7 @@ def main() -> None:
             pool.submit(one_part, options, *part)
             for part in product(options.methods, range(options.seeds), GROUPS)
         ]  # fmt: skip
-        for part in parts:
-            part.result()
-    hw.settings.progress = False
-    warnings.simplefilter("ignore")
-    data = load(options.data, options.design)
-    scores = compare(data, options.methods, range(options.seeds), None, options)
+        scores = pd.concat([part.result() for part in parts], ignore_index=True)
     scores["arm"] = (scores["method"] + " " + scores["arm"]).str.strip()
     print(
         f"Macro-F1, mean over {len(GROUPS)} groups left out, +- SD over {options.seeds} seeds, by share of the labels\n"
