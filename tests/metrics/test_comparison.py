@@ -165,3 +165,12 @@ def test_bad_input(arms):
         hw.metrics.group_bootstrap(truth, predicted, groups, metrics=["log_loss"])
     with pytest.raises(ValueError, match="one number a fold"):
         hw.metrics.corrected_t_test([[0.1]], test_ratio=0.2)
+
+
+def test_an_arm_that_predicted_nothing_has_no_score():
+    truth = ["a", "b"] * 10
+    arms = {"good": truth, "silent": [None] * 20}
+    options = {"reference": "good", "metrics": ["macro_f1", "accuracy"], "n_resamples": 20}
+    found = hw.metrics.group_bootstrap(truth, arms, [i // 4 for i in range(20)], **options).set_index("arm")
+    assert found.loc["silent", ["value", "low", "high", "difference", "difference_low"]].isna().all(axis=None)
+    assert (found.loc["good", ["value", "low", "high"]] == 1).all(axis=None)

@@ -40,6 +40,22 @@ def test_every_finding_on_the_rows_where_it_is_known(drawn):
     np.testing.assert_allclose(table.loc["mean"], table.iloc[:-1].mean())
 
 
+def test_decisions_of_a_classifier_count_where_they_are_given(drawn):
+    truth, p = drawn
+    decided = (p > 0.2).astype("boolean").where(p.notna())
+    by_name = hw.metrics.multilabel(truth, p, predicted=decided[["fat", "oedema", "necrosis"]])
+    pd.testing.assert_frame_equal(by_name, hw.metrics.multilabel(truth, p, predicted=(p > 0.2).to_numpy()))
+    for name in truth:
+        rows = truth[name].notna() & p[name].notna()
+        assert by_name.loc[name, "f1"] == sk.f1_score(truth[name][rows], p[name][rows] > 0.2)
+    same = [name for name in by_name if name not in ("f1", "balanced_accuracy")]
+    pd.testing.assert_frame_equal(by_name[same], hw.metrics.multilabel(truth, p)[same])
+    with pytest.raises(ValueError, match="True or False in every row with probabilities"):
+        hw.metrics.multilabel(truth, p, predicted=decided.drop(index=7).reindex(p.index))
+    with pytest.raises(ValueError, match="must have 60 rows and the columns 'necrosis', 'oedema', 'fat'"):
+        hw.metrics.multilabel(truth, p, predicted=decided[["fat"]])
+
+
 def test_columns_are_told_by_name_and_arrays_by_place(drawn):
     truth, p = drawn
     expected = hw.metrics.multilabel(truth, p)

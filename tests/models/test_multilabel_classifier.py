@@ -59,6 +59,28 @@ def test_each_finding_is_what_a_region_classifier_of_it_says(clf, train, new):
         assert (found["abstain"] == expected["abstain"]).all()
 
 
+@pytest.mark.parametrize("smoothing", ["potts", "similar"])
+def test_answers_are_smoothed_as_those_of_a_region_classifier(train, new, known, smoothing):
+    options = {"image": None, "fusion_options": {"smoothing": smoothing, "heads": "linear"}}
+    train = train.copy()
+    train.obsm["findings"] = known.loc[train.obs_names, ["early"]]
+    both = MultiLabelClassifier(RegionClassifier(**options)).fit(train)
+    train.obs["early"] = known["early"].reindex(train.obs_names).map({1.0: "present", 0.0: "absent"})
+    alone = RegionClassifier(**options).fit(train, labels_key="early")
+    assert alone.history["smoothing_strength"].max() > 0
+    np.testing.assert_allclose(both.predict_proba(new)["early"], alone.predict_proba(new)["present"], atol=1e-6)
+    decided = both.predict(new)["early", "predicted"].map({True: "present", False: "absent"})
+    assert (decided == alone.predict(new)["predicted"]).all()
+
+
+def test_donors_of_another_column(train):
+    train = train.copy()
+    train.obs["patient"] = train.obs.pop("donor")
+    clf = MultiLabelClassifier(RegionClassifier(image=None, fusion_options={"heads": "linear"}))
+    with pytest.warns(HistoweaveWarning, match="Left out.*'never'"):
+        assert clf.fit(train, donor_key="patient").chain.inner_groups == "donor"
+
+
 def test_findings_are_found(clf, new, known):
     table = hw.metrics.multilabel(known.loc[new.obs_names, clf.findings], clf.predict_proba(new))
     assert table["roc_auc"].min() > 0.9

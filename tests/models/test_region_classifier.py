@@ -295,6 +295,27 @@ def test_labelled_tiles_without_coordinates(both):
         model.predict(unseen, modalities="gene")
 
 
+def test_a_model_without_coordinates_takes_tables_that_have_them(both):
+    train, new = both
+    clf = RegionClassifier(image=None, fusion_options={"smoothing": "similar", "heads": "linear"})
+    clf.fit(AnnData(train.X, obs=train.obs[["library_id", "region"]], var=train.var))
+    bare = AnnData(new.X, obs=new.obs[["library_id"]], var=new.var)
+    assert_frame_equal(clf.predict_proba(new, modalities="gene"), clf.predict_proba(bare))
+
+
+def test_donors_of_another_column_are_kept_together(sections):
+    table = sections[:, :60].copy()
+    table.obs["patient"] = table.obs["library_id"].map({f"section_{i}": "one" for i in (1, 2, 3, 4)})
+    del table.obs["donor"]
+    clf = RegionClassifier(image=None, fusion_options={"heads": "linear"})
+    assert clf.fit(table).inner_groups == "section"
+    assert clf.fit(table, donor_key="patient").inner_groups == "section"  # one donor tells nothing of others
+    table.obs["patient"] = table.obs["library_id"].map(lambda name: "one" if name == "section_4" else name)
+    assert clf.fit(table, donor_key="patient").inner_groups == "donor"
+    with pytest.raises(KeyError, match="`donor_key='patients'` is not in `adata.obs`"):
+        clf.fit(table, donor_key="patients")
+
+
 def test_coordinates_are_needed_where_they_were_fitted_on(clf, new):
     del new.obsm["spatial"]
     with pytest.raises(KeyError, match="spatial_key='spatial'"):

@@ -86,9 +86,9 @@ def test_blocks_are_transductive_and_labels_of_test_blocks_unseen(section, monke
     fitted = []
     fit = RegionClassifier._fit_fusion
 
-    def spy(self, light, features, labels, *rest):
+    def spy(self, light, features, labels, **options):
         fitted.append(labels.copy())
-        return fit(self, light, features, labels, *rest)
+        return fit(self, light, features, labels, **options)
 
     monkeypatch.setattr(RegionClassifier, "_fit_fusion", spy)
     scores = hw.tl.cross_validate(section, model=RegionClassifier(image=None, n_rings=1))

@@ -26,6 +26,20 @@ def test_image_encoder_writes_what_the_model_embeds(cut):
     assert {"torch", "timm", "histoweave"} <= set(entry["versions"])
 
 
+def test_labels_that_were_learned_from_are_recorded(cut):
+    tiny = {"backbone": "tiny", "max_epochs": 1, "n_components": 3, "batch_size": 100, "precision": "float32"}
+    all_four = [f"section_{i}" for i in range(1, 5)]
+    for options, learned in (
+        ({"method": "supcon", "labels_key": "region"}, all_four),
+        ({"method": {"simclr": 1.0, "triplet": 1.0}, "labels_key": "region"}, all_four),
+        ({"method": "simclr", "probe": "knn", "labels_key": "region"}, all_four),
+        ({"method": "simclr"}, []),
+    ):
+        encoder = hw.tl.image_encoder(cut, **options, **tiny)
+        assert encoder.labels_seen == list(recorded(cut, "X_image")["labels_seen"]) == learned
+    assert ImageEncoder("supcon", backbone="tiny").labels_seen == []
+
+
 def test_gene_encoder_writes_what_the_model_embeds(cut):
     encoder = hw.tl.gene_encoder(cut, n_components=5, key_added="pcs")
     assert isinstance(encoder, GenePCA)

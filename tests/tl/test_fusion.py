@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 
 import histoweave as hw
-from histoweave._record import recorded
+from histoweave._record import record, recorded
 from histoweave._resolve import sections
 from histoweave._validate import HistoweaveWarning
 from histoweave.models import FusionClassifier
@@ -81,6 +83,14 @@ def test_inner_groups_are_blocks_where_donors_are_few(table):
     assert recorded(one, "region_predicted")["inner_groups"] == "row"
 
 
+def test_donors_of_another_column_are_kept_together(table):
+    table.obs["patient"] = np.arange(table.n_obs) % 4
+    assert hw.tl.fusion_classifier(table, donor_key="patient").classes
+    assert recorded(table, "region_predicted")["inner_groups"] == "donor"
+    with pytest.raises(KeyError, match="`donor_key='nobody'` is not in `adata.obs`"):
+        hw.tl.fusion_classifier(table, donor_key="nobody")
+
+
 def test_rows_without_embedding_are_not_guessed(table):
     for key in ("X_image", "X_gene"):
         table.obsm[key][:4] = np.nan
@@ -133,3 +143,12 @@ def test_smoothing_uses_the_neighbours_of_the_table_and_is_reported(table, smoot
     assert entry["params"]["smoothing"] == smoothing
     assert list(entry["smoothing"]["macro_f1_before"]) == [row["macro_f1_before"]]
     assert list(entry["smoothing"]["macro_f1"]) == [row["macro_f1"]]
+
+
+def test_inner_folds_of_an_encoder_that_learned_from_the_labels_are_said_to_flatter(table):
+    record(table, "X_image", "tl.image_encoder", {}, labels_seen=["section_1"])
+    with pytest.warns(HistoweaveWarning, match="trained with labels of 'section_1', which inner folds test on"):
+        hw.tl.fusion_classifier(table)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", HistoweaveWarning)
+        hw.tl.fusion_classifier(table, keys={"gene": "X_gene"})

@@ -8,7 +8,7 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
 import histoweave as hw
-from histoweave._record import recorded
+from histoweave._record import record, recorded
 from histoweave._validate import HistoweaveWarning
 
 
@@ -133,3 +133,11 @@ def test_nothing_to_predict_from(table):
     table.obsm["X_image"][:] = np.nan
     with pytest.raises(ValueError, match="NaN in every row"):
         hw.tl.knn_classifier(table)
+
+
+def test_an_encoder_that_learned_from_the_labels_leaks(table):
+    record(table, "X_image", "tl.image_encoder", {}, labels_seen=["section_2"])
+    with pytest.raises(ValueError, match="'X_image' was trained with labels of 'section_2', which is tested on"):
+        hw.tl.knn_classifier(table)
+    hw.tl.knn_classifier(table, allow_leakage=True)
+    assert "trained with labels" in recorded(table, "region_predicted")["leakage"]

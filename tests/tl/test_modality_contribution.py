@@ -8,6 +8,7 @@ import pytest
 
 import histoweave as hw
 from histoweave._record import recorded
+from histoweave._validate import HistoweaveWarning
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,24 @@ def test_what_is_written(fitted):
     assert entry["function"] == "tl.modality_contribution"
     assert list(entry["sections_seen"]) == ["section_1", "section_2"]
     assert entry["n_held_out"] == (table.obs["library_id"] == "section_3").sum()
+
+
+def test_a_modality_that_nothing_was_learned_of_has_no_part(fitted):
+    table, _, _ = fitted
+    known = (table.obs["library_id"] != "section_3").to_numpy()
+    train = table[known].copy()
+    labelled = (train.obs["library_id"] == "section_1").to_numpy()
+    train.obs["few"] = train.obs["region"].astype(object).where(labelled)
+    counts = train.layers["counts"].tolil()
+    counts[np.flatnonzero(labelled)] = 0
+    train.layers["counts"] = counts.tocsr()
+    with pytest.warns(HistoweaveWarning, match="gene is left out"):
+        clf = hw.models.RegionClassifier(crop_um={"crops": 110}, n_rings=0).fit(train, labels_key="few")
+    assert set(clf.predict(table)["modalities"]) == {"image"}
+    with pytest.raises(
+        ValueError, match=r"The table has 'image' only, of what the classifier answers from \('image'\)"
+    ):
+        hw.tl.modality_contribution(table, clf)
 
 
 def test_embeddings_with_a_mask():

@@ -141,3 +141,17 @@ def test_leaks_and_bad_input(table):
     del table.obsm["X_image"]
     with pytest.raises(KeyError, match="No embedding in `adata.obsm`"):
         hw.tl.probe(table)
+
+
+def test_an_encoder_that_learned_from_the_labels_leaks(table):
+    record(table, "X_image", "tl.image_encoder", {}, sections_seen=["s", "t"], labels_seen=["s", "t"])
+    table.obsm["X_image_context"] = table.obsm["X_image"]
+    for keys in ("X_image", ["noise", "X_image_context"]):
+        with pytest.raises(ValueError, match="trained with labels of 's', 't', which is tested on.*compare_image"):
+            hw.tl.probe(table, keys=keys)
+    assert (hw.tl.probe(table, keys="noise", nulls=False)["leakage"] == "").all()
+    found = hw.tl.probe(table, keys="X_image", nulls=False, allow_leakage=True)
+    assert found["leakage"].str.contains("trained with labels").all()
+    table.obs["region"] = table.obs["region"].where(table.obs["library_id"].isin(["u", "v"]))
+    table.obs["fold"] = table.obs["library_id"]
+    assert (hw.tl.probe(table, keys="X_image", nulls=False)["leakage"] == "").all()  # no such row is scored

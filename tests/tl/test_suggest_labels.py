@@ -119,9 +119,10 @@ def test_without_predictions_diversity_decides_and_is_said_to(table):
     assert table.obs["band"][frame.index].tolist() == [2]
 
 
-def test_a_model_says_what_stored_results_of_it_say(section):
+@pytest.mark.parametrize("smoothing", [None, "potts"])
+def test_a_model_says_what_stored_results_of_it_say(section, smoothing):
     section.obs["region"] = section.obs["region"].astype(object).where(np.arange(section.n_obs) % 4 == 0)
-    clf = hw.models.RegionClassifier(image=None).fit(section)
+    clf = hw.models.RegionClassifier(image=None, fusion_options={"smoothing": smoothing}).fit(section)
     frame = hw.tl.suggest_labels(section, n=6, model=clf)
     hw.tl.predict_regions(section, clf)
     section.obsm["X_gene"] = clf._encoders["gene"].embed(section)

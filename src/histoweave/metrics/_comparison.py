@@ -121,7 +121,7 @@ def group_bootstrap(
         arms are scored against labels of their own.
     y_pred
         Arm to predicted class ``(n,)``, or ``(n, n_seeds)``: then the score is the mean over seeds. Missing where
-        an arm predicted nothing; such rows are left out of its score.
+        an arm predicted nothing; such rows are left out of its score, which is NaN where no row is left.
     groups
         Donor, section or block of each row ``(n,)``.
     reference
@@ -239,6 +239,8 @@ def _score(metric: str, counts: np.ndarray, whole: np.ndarray) -> np.ndarray:
             return np.einsum("nkk->n", counts) / counts.sum(axis=(1, 2))
     values, fallback = SCORES[metric](counts), SCORES[metric](whole)
     there = whole.sum(axis=2)[0] > 0
+    if not there.any():  # an arm that predicted nothing
+        return np.full(len(counts), np.nan)
     return np.where(counts.sum(axis=2) > 0, values, fallback)[:, there].mean(axis=1)
 
 

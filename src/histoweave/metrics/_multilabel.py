@@ -14,7 +14,7 @@ from histoweave.metrics._check import same_length
 SCORES = ("roc_auc", "average_precision", "f1", "balanced_accuracy", "brier")
 
 
-def multilabel(truth: Any, probability: Any, *, threshold: float = 0.5) -> pd.DataFrame:
+def multilabel(truth: Any, probability: Any, *, predicted: Any = None, threshold: float = 0.5) -> pd.DataFrame:
     """Score findings that a row may have none, one or several of.
 
     Every finding is scored on the rows where it is known. Where all of these are alike there is nothing to rank and
@@ -27,15 +27,18 @@ def multilabel(truth: Any, probability: Any, *, threshold: float = 0.5) -> pd.Da
     probability
         Probability of each finding, ``(n, k)`` in 0..1; missing throughout a row that was not predicted, which is
         not scored. A DataFrame is brought into the order of ``truth``'s columns.
+    predicted
+        Whether each finding counts as predicted, ``(n, k)`` truth values, of predicted rows: what a classifier decided.
+        Default: where the probability reaches the threshold.
     threshold
         Probability from which on a finding counts as predicted.
 
     Returns
     -------
     One row a finding (index ``finding``), and a last one, ``"mean"``: ``roc_auc``, ``average_precision``, ``f1``
-    and ``balanced_accuracy`` at the threshold, ``brier`` (mean squared error of the probability), ``n`` (rows
-    scored), ``prevalence`` (share of them with the finding: the average precision of guessing), ``n_not_predicted``
-    (rows with known truth alone).
+    and ``balanced_accuracy`` of what counts as predicted, ``brier`` (mean squared error of the probability), ``n``
+    (rows scored), ``prevalence`` (share of them with the finding: the average precision of guessing),
+    ``n_not_predicted`` (rows with known truth alone).
 
     Raises
     ------
@@ -53,8 +56,9 @@ def multilabel(truth: Any, probability: Any, *, threshold: float = 0.5) -> pd.Da
     """
     require_number(threshold, argument="threshold", above=0, below=1)
     known, p = findings_and_probability(truth, probability, argument="truth")
-    predicted = p.notna().all(axis=1).to_numpy()
-    rows = {name: _score(known[name].to_numpy(), p[name].to_numpy(), predicted, threshold) for name in known}
+    rows = p.notna().all(axis=1).to_numpy()
+    said = (p >= threshold) if predicted is None else _decisions(predicted, p, rows)
+    rows = {name: _score(*(v[name].to_numpy() for v in (known, p, said)), rows) for name in known}
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("finding")
     mean = table[list(SCORES)].mean().to_dict() | table[["n", "prevalence", "n_not_predicted"]].mean().to_dict()
     return pd.concat([table, pd.DataFrame([mean], index=pd.Index(["mean"], name="finding"))])
@@ -113,18 +117,34 @@ def _probabilities(probability: Any, columns: pd.Index) -> pd.DataFrame:
     return frame
 
 
-def _score(truth: np.ndarray, p: np.ndarray, predicted: np.ndarray, threshold: float) -> dict[str, float]:
+def _decisions(predicted: Any, p: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:
+    """Return what counts as predicted as truth values in the form of ``p``; ``rows`` have probabilities."""
+    frame = pd.DataFrame(predicted)
+    if not isinstance(predicted, pd.DataFrame) and frame.shape[1] == p.shape[1]:
+        frame.columns = p.columns
+    frame = frame.rename(columns=str)
+    if len(frame) != len(p) or sorted(frame.columns.map(str)) != sorted(p.columns):
+        msg = f"`predicted` must have {len(p)} rows and the columns {listing(p.columns)}, got {frame.shape} with "
+        raise ValueError(msg + f"{listing(frame.columns)}.")
+    frame = frame[list(p.columns)].set_axis(p.index)
+    if not frame[rows].isin([True, False]).all(axis=None):
+        msg = "`predicted` must be True or False in every row with probabilities."
+        raise ValueError(msg)
+    return frame.where(frame.notna(), False).astype(bool)
+
+
+def _score(truth: np.ndarray, p: np.ndarray, said: np.ndarray, rows: np.ndarray) -> dict[str, float]:
     known = ~np.isnan(truth)
-    n_not_predicted = float((known & ~predicted).sum())
-    truth, p = truth[known & predicted], p[known & predicted]
+    n_not_predicted = float((known & ~rows).sum())
+    truth, p, said = (values[known & rows] for values in (truth, p, said))
     out = dict.fromkeys(SCORES, np.nan)
     if len(truth):
         out["brier"] = float(np.square(p - truth).mean())
     if len(np.unique(truth)) == 2:
         out["roc_auc"] = float(roc_auc_score(truth, p))
         out["average_precision"] = float(average_precision_score(truth, p))
-        out["f1"] = float(f1_score(truth, p >= threshold, zero_division=0))
-        out["balanced_accuracy"] = float(balanced_accuracy_score(truth, p >= threshold))
+        out["f1"] = float(f1_score(truth, said, zero_division=0))
+        out["balanced_accuracy"] = float(balanced_accuracy_score(truth, said))
     return out | {
         "n": float(len(truth)),
         "prevalence": float(truth.mean()) if len(truth) else np.nan,

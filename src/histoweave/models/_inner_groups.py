@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from anndata import AnnData
 
 from histoweave import _keys
 from histoweave._resolve import section_column, sections
+from histoweave._validate import listing, require_key, warn
 from histoweave.pp._blocks import cut_blocks, reach_px
 from histoweave.pp._folds import require_finite
 
@@ -64,6 +66,31 @@ def inner_groups(
     groups, kind = kept_together(spots, xy, labelled)
     keys = {"library_key": library_key, "spatial_key": spatial_key}
     return InnerGroups(groups, kind, reach_positions(table, n_rings=n_rings, **keys) if kind == "block" else None)
+
+
+def require_donors(table: AnnData, donor_key: str) -> None:
+    """Raise unless the table has the donors that were named; the column of the default name need not be there."""
+    if donor_key != _keys.DONOR:
+        require_key(table.obs, donor_key, where="adata.obs", argument="donor_key")
+
+
+def tell_labels_seen(learned: Iterable[str], section: np.ndarray) -> None:
+    """Warn where inner folds test rows whose labels an encoder had learned from.
+
+    Parameters
+    ----------
+    learned
+        Sections whose labels it learned from.
+    section
+        Section of every labelled row.
+    """
+    seen = sorted(set(learned) & set(section.astype(str)))
+    if seen:
+        warn(
+            f"An encoder was trained with labels of {listing(seen, 3)}, which inner folds test on: scores in `history` "
+            "are too good, probabilities too sure, and the classifier abstains too rarely. Train encoders without "
+            "labels, or on other sections."
+        )
 
 
 def kept_together(spots: pd.DataFrame, xy: np.ndarray | None, labelled: np.ndarray) -> tuple[np.ndarray, str]:

@@ -108,12 +108,14 @@ class NoveltyCheck:
         self.parts = dict(parts)
 
     @classmethod
-    def fit(cls, encoders: Mapping[str, Any], light: AnnData, random_state: int) -> Self:
+    def fit(
+        cls, encoders: Mapping[str, Any], light: AnnData, random_state: int, *, donor_key: str = _keys.DONOR
+    ) -> Self:
         """Fit on the table the encoders were fitted on; of many rows, a sample."""
         generator, parts = rng(random_state), {}
         chosen = np.sort(generator.permutation(light.n_obs)[:MAX_ROWS])
         light = light[chosen].copy() if len(chosen) < light.n_obs else light
-        section, part = light.obs[_keys.LIBRARY].astype(str).to_numpy(), _parts(light)
+        section, part = light.obs[_keys.LIBRARY].astype(str).to_numpy(), _parts(light, donor_key)
         for name, (X, known, _) in raw_features(encoders, light).items():
             X = X.toarray() if sp.issparse(X) else X
             if known.sum() - np.bincount(_folds(part[known]), minlength=1).max() < 2 * N_COMPONENTS:
@@ -255,9 +257,9 @@ def _folds(part: np.ndarray) -> np.ndarray:
     return pd.factorize(part)[0] % MAX_FOLDS
 
 
-def _parts(light: AnnData) -> np.ndarray:
+def _parts(light: AnnData, donor_key: str) -> np.ndarray:
     """Return what is held out together: donors where there are several, else sections, else parts of the only one."""
-    for key in (_keys.DONOR, _keys.LIBRARY):
+    for key in (donor_key, _keys.LIBRARY):
         if key in light.obs and light.obs[key].notna().all() and light.obs[key].nunique() > 1:
             return light.obs[key].astype(str).to_numpy()
     xy = light.obsm.get(_keys.SPATIAL)

@@ -74,6 +74,7 @@ class MultiLabelClassifier(Model):
         labels_key: str = "findings",
         layer: str | None = None,
         library_key: str = _keys.LIBRARY,
+        donor_key: str = _keys.DONOR,
         spatial_key: str = _keys.SPATIAL,
         table_key: str = _keys.TABLE,
     ) -> Self:
@@ -86,7 +87,7 @@ class MultiLabelClassifier(Model):
         labels_key
             ``obsm`` key of the findings ``(n_obs, k)``: 1 where a spot has one, 0 where not, missing where nobody
             looked. Column names of a DataFrame name them.
-        layer, library_key, spatial_key, table_key
+        layer, library_key, donor_key, spatial_key, table_key
             As for :meth:`RegionClassifier.fit`.
 
         Returns
@@ -111,11 +112,11 @@ class MultiLabelClassifier(Model):
             warn(f"Left out, because all spots looked at are alike in them: {listing(known.columns.difference(told))}.")
         self.findings = None  # not fitted again until all is done
         keys = {"layer": layer, "library_key": library_key, "spatial_key": spatial_key, "table_key": table_key}
-        light, features = self.chain._fit_chain(data, **keys)
+        light, features = self.chain._fit_chain(data, donor_key, **keys)
         self._fusion: dict[str, FusionClassifier] = {}
         for name in told:
             labels = known[name].map({1.0: PRESENT, 0.0: ABSENT}).astype(object)
-            self._fusion[name] = self.chain._fit_fusion(light, features, labels)._fusion
+            self._fusion[name] = self.chain._fit_fusion(light, features, labels, donor_key=donor_key)._fusion
         self.findings = told
         return self
 
@@ -164,9 +165,9 @@ class MultiLabelClassifier(Model):
         require_fitted(self, "findings")
         keys = {"layer": layer, "library_key": library_key, "spatial_key": spatial_key, "table_key": table_key}
         light, features = self.chain._encode(data, modalities, **keys)
-        found = {}
+        found, graph = {}, self.chain._neighbours(light, features)
         for name, model in self._fusion.items():
-            p, prediction = model._predict(features)
+            p, prediction = model._predict(features, graph=graph)
             predicted = prediction["predicted"].map({PRESENT: True, ABSENT: False}).astype("boolean")
             columns = {"predicted": predicted, "probability": p[:, model.classes.index(PRESENT)]}
             found[name] = pd.DataFrame(columns | {"abstain": prediction["abstain"]}).set_index(light.obs_names)

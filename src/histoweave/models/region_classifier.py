@@ -14,7 +14,7 @@ from histoweave._resolve import get_table, sections
 from histoweave._validate import require_choice, require_key, require_number
 from histoweave.models._base import Model, require_fitted
 from histoweave.models._chain import embed_all, fit_all, image_source, new_encoders, require_pixels_only, with_context
-from histoweave.models._inner_groups import inner_groups
+from histoweave.models._inner_groups import inner_groups, require_donors, tell_labels_seen
 from histoweave.models._novelty import NoveltyCheck, TellsNovelty
 from histoweave.models._prepare import light_table, masked_labels
 from histoweave.models._saved_chain import SavedChain
@@ -127,7 +127,8 @@ class RegionClassifier(TellsNovelty, SavedChain, Model):
         self._new_fusion()
         if image is not None and not isinstance(image, ImageEncoder):
             require_pixels_only(ImageEncoder(**{"method": image} | self.image_options))
-        ENCODERS[genes or "pca"](**self.gene_options)
+        if genes is not None:
+            ENCODERS[genes](**self.gene_options)
         self.classes: list[str] | None = None
 
     @property
@@ -142,6 +143,7 @@ class RegionClassifier(TellsNovelty, SavedChain, Model):
         labels_key: str = _keys.REGION,
         layer: str | None = None,
         library_key: str = _keys.LIBRARY,
+        donor_key: str = _keys.DONOR,
         spatial_key: str = _keys.SPATIAL,
         table_key: str = _keys.TABLE,
     ) -> Self:
@@ -157,8 +159,9 @@ class RegionClassifier(TellsNovelty, SavedChain, Model):
             Labels in ``obs``; missing for unlabelled spots.
         layer
             Layer of the raw counts. Default: ``layers["counts"]`` where it exists, else ``X``.
-        library_key
-            Column of ``obs`` that names the section.
+        library_key, donor_key
+            Columns of ``obs`` that name the section and, where there is one, the donor: inner folds keep a donor's
+            sections together.
         spatial_key
             ``obsm`` key of the full-resolution pixel coordinates.
         table_key
@@ -177,16 +180,18 @@ class RegionClassifier(TellsNovelty, SavedChain, Model):
         """
         labels = masked_labels(get_table(data, table_key), labels_key)
         keys = {"layer": layer, "library_key": library_key, "spatial_key": spatial_key, "table_key": table_key}
-        return self._fit_fusion(*self._fit_chain(data, **keys), labels)
+        return self._fit_fusion(*self._fit_chain(data, donor_key, **keys), labels, donor_key=donor_key)
 
-    def _fit_chain(self, data: AnnData | SpatialData, **keys: Any) -> tuple[AnnData, dict[str, np.ndarray]]:
+    def _fit_chain(
+        self, data: AnnData | SpatialData, donor_key: str, **keys: Any
+    ) -> tuple[AnnData, dict[str, np.ndarray]]:
         """Cut, fit the encoders, and return the light table and its features."""
         self.classes = None  # not fitted again until all is done
+        require_donors(get_table(data, keys["table_key"]), donor_key)
         light, self._sizes = self._light(data, self.crop_um, self.out_px, MODALITIES, **keys)
         self._px = {key: int(light.obsm[key].shape[1]) for key in self._sizes}
-        self._located = _keys.SPATIAL in light.obsm
         features = with_context(light, self._fit_encoders(light), self.n_rings)
-        self._novelty = NoveltyCheck.fit(self._encoders, light, self.random_state)
+        self._novelty = NoveltyCheck.fit(self._encoders, light, self.random_state, donor_key=donor_key)
         return light, features
 
     def _light(
@@ -209,10 +214,18 @@ class RegionClassifier(TellsNovelty, SavedChain, Model):
         return fit_all(self._encoders, light)
 
     def _fit_fusion(
-        self, light: AnnData, features: Mapping[str, np.ndarray], labels: pd.Series, memory: dict | None = None
+        self,
+        light: AnnData,
+        features: Mapping[str, np.ndarray],
+        labels: pd.Series,
+        *,
+        donor_key: str = _keys.DONOR,
+        memory: dict | None = None,
     ) -> Self:
         """Fit the head on the labelled rows of already encoded sections; ``memory`` as for `fit_members`."""
-        groups = inner_groups(light, labels.notna().to_numpy(), n_rings=self.n_rings)
+        self._located, section = _keys.SPATIAL in light.obsm, light.obs[_keys.LIBRARY].to_numpy()
+        tell_labels_seen(getattr(self.image, "labels_seen", ()), section[labels.notna().to_numpy()])
+        groups = inner_groups(light, labels.notna().to_numpy(), n_rings=self.n_rings, donor_key=donor_key)
         self.inner_groups, self._fusion = groups.kind, self._new_fusion()
         self._fusion._memory = memory
         graph = self._neighbours(light, features, labels.notna().to_numpy())
@@ -223,9 +236,13 @@ class RegionClassifier(TellsNovelty, SavedChain, Model):
 
     def _neighbours(self, light: AnnData, features: Mapping[str, np.ndarray], among: np.ndarray | None = None) -> Graph:
         """Return what to smooth over; ``None`` where nothing is smoothed."""
-        n_rings = self.n_rings if _keys.SPATIAL in light.obsm else 0
-        own = {name: own_values(values, n_rings) for name, values in features.items()}
+        own = {name: own_values(values, self.rings_used) for name, values in features.items()}
         return answer_neighbours(self._fusion.smoothing, light, own, among=among)
+
+    @property
+    def rings_used(self) -> int:
+        """Rings of neighbours whose means are among the features: none where training rows had no coordinates."""
+        return self.n_rings if self._located else 0
 
     def _new_fusion(self) -> FusionClassifier:
         options = {"coverage": self.coverage, "random_state": self.random_state}
@@ -233,7 +250,7 @@ class RegionClassifier(TellsNovelty, SavedChain, Model):
 
     def _features(self, light: AnnData) -> dict[str, np.ndarray]:
         """Embeddings with their neighbourhood, per modality that the table has; NaN rows lack it."""
-        return with_context(light, embed_all(self._encoders, light, self._sizes), self.n_rings)
+        return with_context(light, embed_all(self._encoders, light, self._sizes), self.rings_used)
 
     def _encode(
         self, data: AnnData | SpatialData, modalities: Sequence[str] | str | None, **keys: Any
@@ -244,7 +261,7 @@ class RegionClassifier(TellsNovelty, SavedChain, Model):
         for name in modalities:
             require_choice(name, tuple(self._encoders), argument="modalities")
         light, _ = self._light(data, self._sizes, self._px, modalities, **keys)
-        if self.n_rings and self._located:
+        if self.rings_used:
             require_key(light.obsm, _keys.SPATIAL, where="adata.obsm", argument="spatial_key")
         return light, self._features(light)
 
@@ -306,11 +323,8 @@ class RegionClassifier(TellsNovelty, SavedChain, Model):
         spots, verdicts = self._novelty.apply(self._encoders, light)
         self._novelty.tell(verdicts)
         p, frame = self._fusion._predict(features, graph=self._neighbours(light, features))
-        frame = frame.set_index(light.obs_names)
-        used = sorted(features)
-        here = np.stack([~np.isnan(features[m]).any(axis=1) for m in used], axis=1)
-        frame["modalities"] = ["+".join(np.asarray(used)[row]) for row in here]
-        return frame.join(spots), pd.DataFrame(p, index=light.obs_names, columns=self.classes), verdicts
+        probability = pd.DataFrame(p, index=light.obs_names, columns=self.classes)
+        return frame.set_index(light.obs_names).join(spots), probability, verdicts
 
     def modality_weights(self) -> pd.Series:
         """Return how much the combination of both trusts each modality (not for ``fusion="concat"``)."""

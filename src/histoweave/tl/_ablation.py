@@ -160,10 +160,10 @@ def ablation(
     require_regions(model)
     seeds = _distinct(seeds)
     keys = {"layer": layer, "library_key": library_key, "spatial_key": spatial_key, "table_key": table_key}
-    runner = FoldRunner(data, model or RegionClassifier(), labels_key=labels_key, **keys)
+    runner = FoldRunner(data, model or RegionClassifier(), labels_key=labels_key, donor_key=donor_key, **keys)
     plan = Arms(runner, data, arms, ablate, stain=stain, table_key=table_key)
     require_choice(reference, plan.names, argument="reference")
-    chosen, leak = runner.folds(folds, fold_key=fold_key, donor_key=donor_key, allow_leakage=allow_leakage)
+    chosen, leak = runner.folds(folds, fold_key=fold_key, allow_leakage=allow_leakage)
     book = _Book(runner, n_seeds=len(seeds))
     plan_of_work = list(product(enumerate(chosen), enumerate(seeds)))
     for (number, fold), (place, seed) in track(plan_of_work, "ablation", unit="fit"):
@@ -182,8 +182,7 @@ def ablation(
     scores = pd.DataFrame(book.rows).assign(leakage=leak, metric=metric, reference=reference)
     tested = np.any([fold.test for fold in chosen], axis=0) & (runner.y >= 0)
     compared = book.intervals(
-        tested, donor_key=donor_key, reference=reference, metric=metric, n_resamples=n_resamples,
-        random_state=random_state,
+        tested, reference=reference, metric=metric, n_resamples=n_resamples, random_state=random_state,
     ).join(_tests(scores, reference, metric))  # fmt: skip
     if key_added is not None:
         table = working_copy(data, table_key)[1]
@@ -251,7 +250,6 @@ class _Book:
         self,
         tested: np.ndarray,
         *,
-        donor_key: str,
         reference: str,
         metric: str,
         n_resamples: int,
@@ -259,7 +257,8 @@ class _Book:
     ) -> pd.DataFrame:
         """Return pooled scores and differences with intervals, one row an arm; ``tested`` rows count."""
         obs = self.runner.light.obs
-        spots = obs[[_keys.LIBRARY]].assign(**({_keys.DONOR: obs[donor_key]} if donor_key in obs else {}))
+        donors = {_keys.DONOR: obs[key]} if (key := self.runner.donor_key) in obs else {}
+        spots = obs[[_keys.LIBRARY]].assign(**donors)
         groups, kind = kept_together(spots, self.runner.light.obsm.get(_keys.SPATIAL), tested)
         names = np.asarray(self.runner.classes, dtype=object)
         found = group_bootstrap(

@@ -48,7 +48,9 @@ def cross_validate(
     In every fold the chain is fitted anew on the training rows. Where test rows lie in sections of their own,
     encoders never see those sections. Where folds are blocks of one section, encoders see the whole section
     but no label of the test blocks, nor any within the buffer around them; the table says so
-    (``transductive``), and also where a given image encoder had been fitted on test sections.
+    (``transductive``), and also where a given image encoder had been fitted on test sections. One that was trained with
+    labels of test sections leaks, as folds do that divide a donor. A modality that no labelled training row of a fold
+    has predicts nothing there (``n_not_predicted``).
 
     Parameters
     ----------
@@ -112,10 +114,10 @@ def cross_validate(
         require_choice(arm, tuple(ARMS), argument="arms")
     model = model or RegionClassifier()
     runner = FoldRunner(
-        data, model, labels_key=labels_key, layer=layer, library_key=library_key, spatial_key=spatial_key,
-        table_key=table_key,
+        data, model, labels_key=labels_key, layer=layer, library_key=library_key, donor_key=donor_key,
+        spatial_key=spatial_key, table_key=table_key,
     )  # fmt: skip
-    chosen, leak = runner.folds(folds, fold_key=fold_key, donor_key=donor_key, allow_leakage=allow_leakage)
+    chosen, leak = runner.folds(folds, fold_key=fold_key, allow_leakage=allow_leakage)
     possible = [arm for arm in arms if runner.has(*ARMS[arm])]
     if not possible:
         msg = f"None of the arms {listing(arms)} can be scored: the table lacks the image or the counts they need."

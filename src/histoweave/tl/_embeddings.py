@@ -9,8 +9,9 @@ from anndata import AnnData
 
 from histoweave import _keys
 from histoweave._record import recorded
+from histoweave._resolve import section_column
 from histoweave._validate import listing, require_key, require_matrix
-from histoweave.pp._split import leakage
+from histoweave.pp._split import iter_folds, leakage
 
 RUN = "hw.tl.image_encoder(...)` or `hw.tl.gene_encoder(...)"
 KNOWN = (_keys.X_IMAGE, _keys.X_GENE, _keys.X_FUSED)
@@ -40,14 +41,29 @@ def embedding(table: AnnData, key: str, *, argument: str = "key") -> tuple[np.nd
     return values, measured
 
 
-def refuse_leak(table: AnnData, *, allow_leakage: bool, **where: str) -> str:
-    """Return why the folds leak, empty when they do not; raise unless leaks are allowed."""
+def refuse_leak(
+    table: AnnData, keys: Sequence[str], labelled: np.ndarray, *, allow_leakage: bool, donor_key: str, **where: str
+) -> str:
+    """Return why the folds, or embeddings on them, leak, empty when they do not; raise unless leaks are allowed."""
     rings = recorded(table, where["fold_key"]).get("params", {}).get("n_rings", 2)  # as `pp.split` judged them
-    reason = leakage(table, n_rings=int(rings), **where)
+    reason = leakage(table, n_rings=int(rings), donor_key=donor_key, **where)
+    tested = np.any([fold.test for fold in iter_folds(table, **where)], axis=0) & labelled
+    for key in keys if reason is None else ():
+        seen = np.intersect1d(labels_seen(table, key), section_column(table, where["library_key"])[tested].astype(str))
+        if len(seen):
+            reason = (
+                f"the encoder of {key!r} was trained with labels of {listing(seen, 3)}, which is tested on. Train one "
+                "without labels, or one a fold with `hw.tl.compare_image_training`."
+            )
     if reason and not allow_leakage:
         msg = f"The folds leak: {reason} To use them all the same, pass `allow_leakage=True`."
         raise ValueError(msg)
     return reason or ""
+
+
+def labels_seen(table: AnnData, key: str) -> list[str]:
+    """Return the sections whose labels the encoder of ``obsm[key]`` learned from, as far as that is recorded."""
+    return [str(name) for name in recorded(table, key.removesuffix("_context")).get("labels_seen", [])]
 
 
 def encoder_sections(table: AnnData, key: str) -> set[str] | None:

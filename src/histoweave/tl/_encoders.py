@@ -100,6 +100,7 @@ def image_encoder(
         params,
         random_state=random_state,
         sections_seen=encoder.sections_seen,
+        labels_seen=encoder.labels_seen,
         packages=("torch", "timm"),
     )
     return encoder
@@ -186,6 +187,7 @@ def gene_encoder(
         params,
         random_state=random_state,
         sections_seen=encoder.sections_seen,
+        labels_seen=encoder.labels_seen,
         packages=PACKAGES[method],
         n_genes=len(encoder.genes),
     )

@@ -9,10 +9,12 @@ import numpy as np
 from anndata import AnnData
 
 from histoweave import _keys
-from histoweave._validate import require_choice
+from histoweave._validate import require_choice, warn
+from histoweave.loaders import require_crops
 from histoweave.models import ImageEncoder, RegionClassifier
 from histoweave.models._chain import embed_all
 from histoweave.models.image_encoder._model import FEATURES
+from histoweave.models.image_encoder._statistics import feature_names
 from histoweave.pp._split import Fold
 
 
@@ -47,9 +49,9 @@ class FoldEmbeddings:
         if (seen.tobytes(), new.tobytes()) != self._sections:
             self._sections, self._held, self._encoders = (seen.tobytes(), new.tobytes()), {}, {}
         if (seed, None) not in self._held:
-            self._held[seed, None] = self._embed(seen, new, seed)
+            self._held[seed, None] = self._embed(seen, new, seed, fold.name)
         if (seed, crops_key) not in self._held:
-            self._held[seed, crops_key] = {"image": self._embed_scale(seen, new, self._encoders[seed], crops_key)}
+            self._held[seed, crops_key] = self._embed_scale(seen, new, self._encoders[seed], crops_key)
         return dict(self._held[seed, crops_key])
 
     def _rows_of(self, fold: Fold) -> tuple[np.ndarray, np.ndarray]:
@@ -59,30 +61,39 @@ class FoldEmbeddings:
         seen = np.isin(self.section, self.section[fold.train & self.labelled])
         return seen, np.isin(self.section, self.section[fold.test]) & ~seen
 
-    def _embed(self, seen: np.ndarray, new: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    def _embed(self, seen: np.ndarray, new: np.ndarray, seed: int, name: str) -> dict[str, np.ndarray]:
         table, model = self._table(), self._new(seed)
-        found = {m: _spread(v, seen) for m, v in model._fit_encoders(part(table, seen)).items()}
+        learned_from, lacking = _learnable(part(table, seen), self.sizes)
+        if lacking:
+            warn(f"Fold {name!r}: no section to train on has {' or '.join(lacking)}; nothing is predicted from that.")
+        model._sizes = {} if "images" in lacking else self.sizes
+        if not model._sizes and not learned_from.n_vars:
+            return {}
+        found = {m: _spread(v, seen) for m, v in model._fit_encoders(learned_from).items()}
         if new.any():
             for name, values in embed_all(model._encoders, part(table, new), self.sizes).items():
                 found[name][new] = values
         self._encoders[seed] = model._encoders
         return found
 
-    def _embed_scale(self, seen: np.ndarray, new: np.ndarray, encoders: dict[str, Any], key: str) -> np.ndarray:
+    def _embed_scale(
+        self, seen: np.ndarray, new: np.ndarray, encoders: dict[str, Any], key: str
+    ) -> dict[str, np.ndarray]:
         """Return what the image embedding would be with one kind of crops; the network is not trained again."""
         require_choice(key, tuple(self.sizes), argument="crops_key")
+        if "image" not in encoders:
+            return {}
         table, whole = self._table(), encoders["image"]
         raw = _spread(whole.features(part(table, seen | new)), seen | new)
-        width = raw.shape[1] // len(whole.crops_keys)
-        place = whole.crops_keys.index(key) * width
-        one = AnnData(obs=table.obs, obsm={FEATURES: raw[:, place : place + width]})
+        one = AnnData(obs=table.obs, obsm={FEATURES: raw[:, _columns(whole, key, raw.shape[1])]})
         encoder = ImageEncoder(
-            whole.method, crops_keys=key, n_components=whole.n_components, random_state=whole.random_state
-        )
+            whole.method, crops_keys=key, n_components=whole.n_components, statistics=whole.statistics,
+            random_state=whole.random_state,
+        )  # fmt: skip
         values = _spread(encoder.fit_embed(part(one, seen)), seen)
         if new.any():
             values[new] = encoder.embed(part(one, new))
-        return values
+        return {"image": values}
 
     def _table(self) -> AnnData:
         """Return the light table, without crops where an encoder needs to look at them only once."""
@@ -100,6 +111,28 @@ class FoldEmbeddings:
         model = RegionClassifier(**self.model.arguments | {"random_state": seed})
         model._sizes = self.sizes
         return model
+
+
+def _columns(encoder: ImageEncoder, crops_key: str, width: int) -> np.ndarray:
+    """Return which of an encoder's features are of one scale: the network's scale by scale, then statistics."""
+    n, place = len(encoder.crops_keys), encoder.crops_keys.index(crops_key)
+    beside = len(feature_names()) if encoder.statistics else 0
+    own = width // n - beside
+    return np.concatenate([np.arange(own) + place * own, np.arange(beside) + n * own + place * beside])
+
+
+def _learnable(table: AnnData, crops_keys: Collection[str]) -> tuple[AnnData, list[str]]:
+    """Return the table without the images or counts that no row of it has, and which these are."""
+    lacking = []
+    if table.n_vars and not table.X.nnz:
+        table, lacking = without(table, counts=False), ["counts"]
+    if FEATURES in table.obsm:
+        imaged = not np.isnan(table.obsm[FEATURES]).all()
+    else:
+        imaged = all(require_crops(table, key)[1].any() for key in crops_keys)
+    if not imaged:
+        table, lacking = without(table, [*crops_keys, FEATURES]), ["images", *lacking]
+    return table, lacking
 
 
 def part(table: AnnData, rows: np.ndarray) -> AnnData:

@@ -13,6 +13,7 @@ from anndata import AnnData
 from histoweave import _keys
 from histoweave._resolve import get_table
 from histoweave.models import MultiLabelClassifier, RegionClassifier
+from histoweave.models._inner_groups import require_donors
 from histoweave.models.region_classifier import MODALITIES
 from histoweave.pp._context import context_features
 from histoweave.pp._graph import ring_graphs
@@ -49,7 +50,7 @@ class FoldRunner(LabelledFolds):
         Whose arguments to use; it is not fitted itself.
     labels_key
         As for :class:`LabelledFolds`, whose attributes a runner has as well.
-    layer, library_key, spatial_key, table_key
+    layer, library_key, donor_key, spatial_key, table_key
         As for :meth:`histoweave.models.RegionClassifier.fit`.
 
     Attributes
@@ -66,12 +67,14 @@ class FoldRunner(LabelledFolds):
         labels_key: str = _keys.REGION,
         layer: str | None = None,
         library_key: str = _keys.LIBRARY,
+        donor_key: str = _keys.DONOR,
         spatial_key: str = _keys.SPATIAL,
         table_key: str = _keys.TABLE,
     ) -> None:
         super().__init__(get_table(data, table_key), model, labels_key)
         self.keys = {"layer": layer, "library_key": library_key, "spatial_key": spatial_key, "table_key": table_key}
-        chain = self.model
+        self.donor_key, chain = donor_key, self.model
+        require_donors(get_table(data, table_key), donor_key)
         self.light, self.sizes = self._new()._light(data, chain.crop_um, chain.out_px, MODALITIES, **self.keys)
         self.section = self.light.obs[_keys.LIBRARY].astype(str).to_numpy()
         self.light.uns["spatial"] = without_images(self.light.uns["spatial"])  # copied with every part of the table
@@ -124,7 +127,7 @@ class FoldRunner(LabelledFolds):
         Returns
         -------
         Modality to float32 array ``(n_obs, d)``, without context. NaN in rows that lack the modality, and in
-        sections that have neither training nor test rows.
+        sections that have neither training nor test rows. A modality that no section to train on has is left out.
         """
         return self._embeddings.of(fold, self.model.random_state if seed is None else seed, crops_key)
 
@@ -144,7 +147,8 @@ class FoldRunner(LabelledFolds):
         embeddings
             Modality to array ``(n_obs, d)``, all or some of :meth:`embed`; :meth:`predict` can do with fewer.
         labels
-            Class name of every row, missing where it must not be learned from.
+            Class name of every row, missing where it must not be learned from; at least one labelled section needs to
+            have one of the modalities.
         n_rings
             Rings of neighbours whose mean is added, those of the model by default.
         seed
@@ -152,10 +156,14 @@ class FoldRunner(LabelledFolds):
         memory
             Any dict, the same for several fits: heads on the same embedding, labels and seed are fitted once.
         """
+        if not embeddings:
+            msg = "No section to train on has images or counts that the model may use; leave the fold out, `folds=`."
+            raise ValueError(msg)
         model = self._new(n_rings=n_rings, random_state=seed)
         here = np.isin(self.section, self.section[labels.notna()])
         features = {m: values[here] for m, values in self._features(embeddings, model.n_rings).items()}
-        return model._fit_fusion(part(self._spots, here), features, labels[here], memory)
+        options = {"donor_key": self.donor_key, "memory": memory}
+        return model._fit_fusion(part(self._spots, here), features, labels[here], **options)
 
     def predict(
         self,
@@ -183,12 +191,20 @@ class FoldRunner(LabelledFolds):
         for rows that cannot be predicted. The prediction is a DataFrame with ``predicted``, ``confidence`` and
         ``abstain``, indexed by the number of the row in the table.
         """
+        asked = set(embeddings if modalities is None else modalities) & model._fusion.answers_from & set(embeddings)
+        if not asked:
+            return self._no_answer(rows)
         features = {m: values[rows] for m, values in self._features(embeddings, model.n_rings).items()}
         graph = model._neighbours(part(self._spots, rows), features)
-        known, prediction = model._fusion._predict(features, modalities, graph)
+        known, prediction = model._fusion._predict(features, sorted(asked), graph)
         p = np.where(np.isnan(known[:, :1]), np.nan, np.zeros(len(self.classes)))
         p[:, [self.classes.index(c) for c in model.classes]] = known
         return p, prediction.set_index(np.flatnonzero(rows))
+
+    def _no_answer(self, rows: np.ndarray) -> Answer:
+        """Return what is predicted where no labelled row of the fold has any of the modalities asked for."""
+        none = {"predicted": None, "confidence": np.nan, "abstain": True, "modalities": ""}
+        return np.full((rows.sum(), len(self.classes)), np.nan), pd.DataFrame(none, index=np.flatnonzero(rows))
 
     def _features(self, embeddings: Embeddings, n_rings: int) -> dict[str, np.ndarray]:
         if not n_rings or _keys.SPATIAL not in self._spots.obsm:

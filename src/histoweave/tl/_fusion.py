@@ -13,9 +13,10 @@ from histoweave._record import recorded
 from histoweave._resolve import section_column, working_copy
 from histoweave._validate import listing, require_key
 from histoweave.models import FusionClassifier
-from histoweave.models._inner_groups import inner_groups
+from histoweave.models._inner_groups import inner_groups, require_donors, tell_labels_seen
 from histoweave.models._prepare import masked_labels
 from histoweave.models._similar import answer_neighbours
+from histoweave.tl._embeddings import labels_seen
 from histoweave.tl._write import write_prediction
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def fusion_classifier(
     key_added: str | None = None,
     random_state: int = 0,
     library_key: str = _keys.LIBRARY,
+    donor_key: str = _keys.DONOR,
     spatial_key: str = _keys.SPATIAL,
     table_key: str = _keys.TABLE,
 ) -> FusionClassifier:
@@ -68,8 +70,8 @@ def fusion_classifier(
         Beginning of the names of the results. Default: ``labels_key``.
     random_state
         Seed.
-    library_key
-        Column of ``obs`` that names the section.
+    library_key, donor_key
+        Columns of ``obs`` that name the section and, where there is one, the donor.
     spatial_key
         ``obsm`` key of the coordinates; inner folds use blocks of them where donors and sections are few.
     table_key
@@ -108,13 +110,16 @@ def fusion_classifier(
     """
     _, table = working_copy(data, table_key)
     labels = masked_labels(table, labels_key)
+    require_donors(table, donor_key)
     keys = embedding_keys(table, keys)
     features = {name: np.asarray(table.obsm[key]) for name, key in keys.items()}
+    learned = {section for key in keys.values() for section in labels_seen(table, key)}
+    tell_labels_seen(learned, section_column(table, library_key)[labels.notna().to_numpy()])
     # how far the embeddings reach is in the records of crops and neighbourhoods
-    groups = inner_groups(table, labels.notna().to_numpy(), library_key=library_key, spatial_key=spatial_key)
+    where = {"library_key": library_key, "spatial_key": spatial_key}
+    groups = inner_groups(table, labels.notna().to_numpy(), donor_key=donor_key, **where)
     options = {"decision": decision, "calibration": calibration, "smoothing": smoothing, "coverage": coverage}
     model = FusionClassifier(method, **options, random_state=random_state)
-    where = {"library_key": library_key, "spatial_key": spatial_key}
     graph = answer_neighbours(smoothing, table, features, among=labels.notna().to_numpy(), **where)
     model.fit(features, labels.to_numpy(), groups=groups.of_row, positions=groups.positions, graph=graph)
     p, prediction = model._predict(features, graph=answer_neighbours(smoothing, table, features, **where))

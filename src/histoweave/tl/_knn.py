@@ -111,7 +111,9 @@ def knn_classifier(
     X, measured = embedding(table, key)
     labels = masked_labels(table, labels_key)
     where = {"fold_key": fold_key, "library_key": library_key, "spatial_key": spatial_key}
-    reason = refuse_leak(table, allow_leakage=allow_leakage, donor_key=donor_key, **where)
+    reason = refuse_leak(
+        table, [key], labels.notna().to_numpy(), allow_leakage=allow_leakage, donor_key=donor_key, **where
+    )
     classes = sorted(labels.dropna().unique())
     y = pd.Categorical(labels, categories=classes).codes.astype(int)
     p = np.full((table.n_obs, len(classes)), np.nan)

@@ -129,9 +129,9 @@ def label_efficiency(
             raise ValueError(msg)
     runner = FoldRunner(
         data, model or RegionClassifier(), labels_key=labels_key, layer=layer, library_key=library_key,
-        spatial_key=spatial_key, table_key=table_key,
+        donor_key=donor_key, spatial_key=spatial_key, table_key=table_key,
     )  # fmt: skip
-    chosen, leak = runner.folds(folds, fold_key=fold_key, donor_key=donor_key, allow_leakage=allow_leakage)
+    chosen, leak = runner.folds(folds, fold_key=fold_key, allow_leakage=allow_leakage)
     possible = [arm for arm in arms if runner.has(*ARMS[arm])]
     if not possible:
         msg = f"None of the arms {listing(arms)} can be scored: the table lacks the image or the counts they need."

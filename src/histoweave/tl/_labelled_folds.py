@@ -41,6 +41,8 @@ class LabelledFolds:
     ----------
     light
         The table with crops, counts in ``X``, and sections and coordinates under the default keys; set by the runner.
+    donor_key
+        Column of its ``obs`` that names the donor, where known; set by the runner.
     model
         The chain whose arguments to use.
     labels
@@ -55,6 +57,7 @@ class LabelledFolds:
 
     light: AnnData
     section: np.ndarray
+    donor_key: str
 
     def __init__(self, table: AnnData, model: RegionClassifier | MultiLabelClassifier, labels_key: str) -> None:
         self.finding, self._findings = None, None
@@ -98,7 +101,6 @@ class LabelledFolds:
         names: Sequence[str] | None = None,
         *,
         fold_key: str = _keys.FOLD,
-        donor_key: str = _keys.DONOR,
         allow_leakage: bool = False,
         n_rings: int | None = None,
     ) -> tuple[list[Fold], str]:
@@ -110,8 +112,8 @@ class LabelledFolds:
         ----------
         names
             Folds to test on; all by default.
-        fold_key, donor_key
-            Columns of ``obs`` with the folds and the donors.
+        fold_key
+            Column of ``obs`` with the folds.
         allow_leakage
             Return folds that leak all the same.
         n_rings
@@ -125,12 +127,13 @@ class LabelledFolds:
         # judged on the table that knows how wide the crops of this model are
         where = {"fold_key": fold_key} | FOLD_KEYS
         rings = self.model.n_rings if n_rings is None else n_rings
-        reason = leakage(self.light, donor_key=donor_key, n_rings=rings, **where)
+        chosen = chosen_folds(self.light, names, **where)
+        reason = leakage(self.light, donor_key=self.donor_key, n_rings=rings, **where) or self._labels_seen(chosen)
         if reason and not allow_leakage:
             msg = f"The folds leak: {reason} To score them all the same, pass `allow_leakage=True`."
             raise ValueError(msg)
         asked = self.questions()  # each says why it cannot
-        folds = [f for f in chosen_folds(self.light, names, **where) if sum(one._usable(f) for one in asked)]
+        folds = [f for f in chosen if sum(one._usable(f) for one in asked)]
         if not folds:
             msg = (
                 "No fold has labelled rows to train on (2 regions or more, or spots with a finding and without) and to "
@@ -138,6 +141,17 @@ class LabelledFolds:
             )
             raise ValueError(msg)
         return folds, reason or ""
+
+    def _labels_seen(self, folds: Sequence[Fold]) -> str | None:
+        """Return why a given image encoder knows labels of test rows, ``None`` where it does not."""
+        tested = {str(name) for fold in folds for name in self.section[fold.test & (self.y >= 0)]}
+        seen = sorted(tested & set(getattr(self.model.image, "labels_seen", ())))
+        if not seen:
+            return None
+        return (
+            f"the image encoder given was trained with labels of {listing(seen, 3)}, which is tested on. Fit it on "
+            "sections that are not, or name only other `folds=`."
+        )
 
     def _counts(self, fold: Fold) -> tuple[int, int]:
         """Return the number of classes to train on and of labelled rows to test on."""
@@ -209,7 +223,8 @@ class LabelledFolds:
         y, names = (self.y if y is None else y)[rows], np.asarray(self.classes, dtype=object)
         if self.finding is not None:
             truth = np.where(y < 0, np.nan, y)  # absent comes before present
-            return multilabel(truth[:, None], p[:, [self.classes.index(PRESENT)]]).iloc[0].to_dict()
+            said = predicted.to_numpy()[:, None] == PRESENT
+            return multilabel(truth[:, None], p[:, [self.classes.index(PRESENT)]], predicted=said).iloc[0].to_dict()
         scored = (y >= 0) & ~np.isnan(p[:, 0])
         scores: dict[str, Any] = {"n": 0.0}
         if scored.any():

@@ -112,9 +112,13 @@ def modality_contribution(
     here = {"layer": layer, "library_key": library_key, "spatial_key": spatial_key, "table_key": table_key}
     labels, held_out = _held_out(table, model, labels_key, mask_key, library_key)
     fusion, features = _features(data, table, model, keys, **here)
+    features = {name: values for name, values in features.items() if name in fusion.answers_from}
     players = tuple(sorted(features))
     if len(players) < 2:
-        msg = f"The table has {listing(players)} only; contributions need two modalities or more."
+        msg = (
+            f"The table has {listing(players)} only, of what the classifier answers from "
+            f"({listing(sorted(fusion.answers_from))}); contributions need two modalities or more."
+        )
         raise ValueError(msg)
     probability, decided = answers(fusion, features)
     target = pd.Categorical(decided[players], categories=fusion.classes)

@@ -154,7 +154,9 @@ def probe(
     keys = embedding_keys(table, keys)
     labels = masked_labels(table, labels_key)
     where = {"fold_key": fold_key, "library_key": library_key, "spatial_key": spatial_key}
-    reason = refuse_leak(table, allow_leakage=allow_leakage, donor_key=donor_key, **where)
+    reason = refuse_leak(
+        table, keys, labels.notna().to_numpy(), allow_leakage=allow_leakage, donor_key=donor_key, **where
+    )
     found = {key: embedding(table, key, argument="keys") for key in keys}
     rows = _common_rows(labels.notna().to_numpy(), {key: measured for key, (_, measured) in found.items()})
     features = {key: ("model", values) for key, (values, _) in found.items()}

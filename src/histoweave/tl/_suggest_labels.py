@@ -24,7 +24,7 @@ from histoweave._validate import (
     warn,
 )
 from histoweave.models import RegionClassifier, _domains, _suggestions
-from histoweave.pp._context import context_features
+from histoweave.pp._context import context_features, own_values
 from histoweave.pp._folds import coordinates, require_finite
 from histoweave.pp._graph import ring_graphs
 from histoweave.tl._domains import EMBEDDINGS, representations
@@ -299,7 +299,6 @@ def _predicted(
         msg = f"`model` must be a `hw.models.RegionClassifier`, got {type(model).__name__}."
         raise TypeError(msg)
     light, features = model._encode(data, None, **keys)
-    p = model._fusion._predict(features)[0]
-    copies = 1 + model.n_rings if _keys.SPATIAL in light.obsm else 1  # own values first, then their means over rings
-    own = [values[:, : values.shape[1] // copies] for values in features.values()]
+    p = model._fusion._predict(features, graph=model._neighbours(light, features))[0]
+    own = [own_values(values, model.rings_used) for values in features.values()]
     return own, pd.DataFrame(p, index=light.obs_names, columns=model.classes)

@@ -144,6 +144,7 @@ def transfer(
         raise ValueError(msg)
     shared = _shared_classes(labels, sets["source"], sets["target"])
     keys = {"layer": layer, "library_key": library_key, "spatial_key": spatial_key, "table_key": table_key}
+    keys["donor_key"] = donor_key
     runner = FoldRunner(_relabelled(data, table, labels, labels_key, table_key), model, labels_key=labels_key, **keys)
     possible = [arm for arm in arms if runner.has(*ARMS[arm])]
     if not possible:

@@ -190,6 +190,22 @@ def test_modality_without_labelled_rows_is_left_out(method):
     np.testing.assert_array_equal(clf.predict_proba(new), clf.predict_proba({"image": new["image"]}))
     with pytest.raises(ValueError, match=r"fitted \('image'\)"):
         clf.predict(new, modalities=["gene"])
+    assert clf.answers_from == {"image"}
+    assert set(clf.predict(new)["modalities"]) == {"image"}
+
+
+def test_modalities_that_are_asked_for_by_name(fitted):
+    blocks, _, _ = simulate(50, seed=3)
+    np.testing.assert_array_equal(
+        fitted.predict_proba(blocks, modalities="gene"), fitted.predict_proba({"gene": blocks["gene"]})
+    )
+    for ask in (fitted.predict, fitted.predict_proba):
+        with pytest.raises(ValueError, match="`modalities` must be one of 'image', 'gene', got 'genes'"):
+            ask(blocks, modalities=["image", "genes"])
+    blocks["gene"][:20] = np.nan
+    blocks["image"][10:30] = np.nan
+    used = ["image"] * 10 + [""] * 10 + ["gene"] * 10 + ["gene+image"] * 20
+    assert fitted.predict(blocks)["modalities"].tolist() == used
 
 
 def test_modalities_never_seen_together_are_combined():

@@ -52,3 +52,5 @@ def test_encoders_of_scvi_tools_fit_embed_and_save(tmp_path, sections):
     sections.obs.loc[sections.obs_names[::2], "region"] = None
     labelled = hw.tl.gene_encoder(sections, method="scanvi", n_components=6, max_epochs=1, n_hidden=16)
     assert labelled.embed(sections).shape == (200, 6)
+    assert labelled.labels_seen == labelled.sections_seen == ["new"]
+    assert model.labels_seen == []

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from histoweave._validate import label_name, listing, require_matrix
+from histoweave._validate import label_name, listing, require_choice, require_matrix
 
 Graph = sp.csr_matrix | dict[str, sp.csr_matrix] | None
 
@@ -75,7 +75,9 @@ def rows_to_predict(
     widths: Mapping[str, int],
 ) -> dict[str, np.ndarray]:
     """Return the checked blocks of the modalities that are asked for, there and fitted, in the order of names."""
-    asked = set(features if modalities is None else modalities)
+    asked = {modalities} if isinstance(modalities, str) else set(features if modalities is None else modalities)
+    for name in () if modalities is None else sorted(asked):
+        require_choice(name, tuple(widths), argument="modalities")
     wanted = sorted(asked & set(fitted) & set(features))
     if not wanted:
         msg = (

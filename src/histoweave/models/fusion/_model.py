@@ -211,6 +211,11 @@ class FusionClassifier(SavedFusion, TellsWeights, Model):
         return members_of(chosen, self._kinds, joint=self._joint)
 
     @property
+    def answers_from(self) -> set[str]:
+        """The modalities that labelled rows of two classes had; of the others nothing was learned."""
+        return {m for chosen in self._combinations for m in chosen}
+
+    @property
     def thresholds(self) -> dict[str, float]:
         """Confidence below which it abstains, per subset of modalities."""
         return {"+".join(chosen): c.threshold for chosen, c in self._combinations.items()}
@@ -243,8 +248,7 @@ class FusionClassifier(SavedFusion, TellsWeights, Model):
     ) -> tuple[int, Iterator[tuple[Subset, np.ndarray, np.ndarray]]]:
         """Return the number of rows, and per subset of modalities ``(subset, its rows, what its heads say)``."""
         require_fitted(self, "classes")
-        fitted = {m for chosen in self._combinations for m in chosen}
-        blocks = rows_to_predict(features, modalities, fitted, self.widths)
+        blocks = rows_to_predict(features, modalities, self.answers_from, self.widths)
         present = np.stack([~np.isnan(block).any(axis=1) for block in blocks.values()], axis=1)
 
         def parts() -> Iterator[tuple[Subset, np.ndarray, np.ndarray]]:
@@ -268,7 +272,7 @@ class FusionClassifier(SavedFusion, TellsWeights, Model):
         graph = require_graph(graph, n)
         p = np.full((n, len(self.classes)), np.nan)
         predicted, confidence = np.full(n, None, dtype=object), np.full(n, np.nan)
-        abstain = np.ones(n, dtype=bool)
+        abstain, used = np.ones(n, dtype=bool), np.full(n, "", dtype=object)
         for chosen, rows, said in parts:
             near = neighbours_of(graph, chosen)
             found = self._combinations[chosen].apply(said, None if near is None else near[rows][:, rows])
@@ -277,7 +281,9 @@ class FusionClassifier(SavedFusion, TellsWeights, Model):
             predicted[rows] = np.asarray(self.classes, dtype=object)[decided]
             confidence[rows] = p[rows, decided]
             abstain[rows] = ~(confidence[rows] >= self._combinations[chosen].threshold)
-        return p, pd.DataFrame({"predicted": predicted, "confidence": confidence, "abstain": abstain})
+            used[rows] = "+".join(chosen)
+        columns = {"predicted": predicted, "confidence": confidence, "abstain": abstain, "modalities": used}
+        return p, pd.DataFrame(columns)
 
     def predict(
         self,
@@ -296,7 +302,8 @@ class FusionClassifier(SavedFusion, TellsWeights, Model):
         Returns
         -------
         A DataFrame with ``predicted`` (``None`` without any modality), ``confidence`` (the calibrated probability
-        of the class predicted) and ``abstain`` (confidence below the threshold, or no modality). With
-        ``decision="balanced"`` the class predicted need not be the most probable one.
+        of the class predicted), ``abstain`` (confidence below the threshold, or no modality) and ``modalities``
+        (what it was predicted from, ``"gene+image"``). With ``decision="balanced"`` the class predicted need not be
+        the most probable one.
         """
         return self._predict(features, modalities, graph)[1]

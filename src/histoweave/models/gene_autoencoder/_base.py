@@ -215,6 +215,11 @@ class GeneEncoder(Model):
             warn(f"Genes were found under other names ({listing(pairs, 3)}), see `encoder.alignment(data)`.")
         return Expression(table, self.genes, layer, library_key, at=found._columns)
 
+    @property
+    def labels_seen(self) -> list[str]:
+        """Sections whose labels were learned from; on their rows classifiers look too good."""
+        return []
+
     @abstractmethod
     def _learn(self, expression: Expression, table: AnnData, labels_key: str) -> None:
         """Learn from the chosen genes; their rows are those of ``table`` in canonical order."""

@@ -121,6 +121,11 @@ class ScviEncoder(GeneEncoder):
         require_choice(likelihood, ("zinb", "nb", "poisson"), argument="likelihood")
         self._set_arguments(locals())
 
+    @property
+    def labels_seen(self) -> list[str]:
+        """Sections whose labels were learned from, for ``method="scanvi"``."""
+        return list(self.sections_seen) if self.method == "scanvi" else []
+
     def _learn(self, expression: Expression, table: AnnData, labels_key: str) -> None:
         labels = require_labels(table, labels_key) if self.method == "scanvi" else None
         rows = np.flatnonzero(np.diff(expression.counts.indptr) > 0)

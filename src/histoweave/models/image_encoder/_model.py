@@ -146,6 +146,12 @@ class ImageEncoder(SavedEncoder, Model):
         found = {PRETEXTS[name].needs for name in self.pretexts} | ({"genes"} if self.method == GUIDED else set())
         return {need for need in found if need}
 
+    @property
+    def labels_seen(self) -> list[str]:
+        """Sections whose labels were learned from, or decided when to stop; on their rows classifiers look too good."""
+        learned = "labels" in self.needs or self.training.probe
+        return list(self.sections_seen or []) if learned else []
+
     def fit(
         self, data: AnnData | SpatialData, *, library_key: str = _keys.LIBRARY, table_key: str = _keys.TABLE
     ) -> Self:
