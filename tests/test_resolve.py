@@ -5,13 +5,23 @@ from __future__ import annotations
 import anndata as ad
 import dask.array as da
 import numpy as np
+import pandas as pd
 import pytest
 import spatialdata as sd
 import tifffile
 from spatialdata.models import Image2DModel
 from spatialdata.transformations import Affine, Identity, Scale, Sequence, Translation
 
-from histoweave._resolve import get_table, has_image, section_column, section_image, sections, working_copy
+from histoweave._resolve import (
+    crops_available,
+    get_table,
+    has_image,
+    in_tissue,
+    section_column,
+    section_image,
+    sections,
+    working_copy,
+)
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
 
@@ -150,6 +160,35 @@ def test_images_are_brought_to_rgb8(pixels):
     assert found.shape == IMAGE.shape
 
 
+def test_a_named_column_of_sections_has_to_be_there():
+    adata = table("ab")
+    with pytest.raises(KeyError, match="`library_key='sample'` is not in `adata.obs`"):
+        section_column(adata, "sample")
+    del adata.obs["library_id"]
+    assert section_column(adata).tolist() == ["section", "section"]
+
+
+@pytest.mark.parametrize("gaps", [pd.NA, np.nan, None])
+def test_a_gap_in_what_says_which_rows_have_crops_says_nothing(gaps):
+    adata = table("aab")
+    assert crops_available(adata, "crops").all()
+    adata.obs["crops_available"] = pd.Series([False, True, gaps], dtype=object, index=adata.obs_names)
+    assert crops_available(adata, "crops").tolist() == [False, True, True]
+    adata.obs["crops_available"] = adata.obs["crops_available"].astype("boolean")
+    assert crops_available(adata, "crops").tolist() == [False, True, True]
+
+
+def test_what_is_on_tissue():
+    adata = table("aab")
+    assert in_tissue(adata).all()
+    for values in ([1, 0, None], ["1", "0", "0"], [True, False, False]):
+        adata.obs["in_tissue"] = pd.Series(values, dtype=object, index=adata.obs_names)
+        assert in_tissue(adata).tolist() == [True, False, False]
+    adata.obs["in_tissue"] = ["True", "False", "True"]
+    with pytest.raises(ValueError, match="must hold 1 and 0, or truth values; it has 'True', 'False'"):
+        in_tissue(adata)
+
+
 # --- images of a SpatialData ---
 
 
@@ -186,6 +225,26 @@ def test_sections_whose_names_begin_alike_in_the_global_frame():
     sdata = wrapped(table(list(named)), **images)
     for name, value in named.items():
         assert section_image(sdata, name).array.max() == value
+
+
+def test_the_image_of_another_section_is_nobody_elses():
+    sdata = wrapped(table("ab"), a_full_image=element(frame="global"))
+    assert section_image(sdata, "a").name == "a_full_image"
+    assert not has_image(sdata, "b")
+
+
+def test_another_table_need_not_name_its_sections():
+    other = table("ab")
+    other.obs["library_id"] = ["a", None]
+    sdata = sd.SpatialData(images={"a_image": element()}, tables={"table": table("aa"), "cells": other})
+    assert has_image(sdata, "a")
+
+
+def test_channels_first_is_said_not_passed_over():
+    images = {"hires": np.moveaxis(IMAGE, 2, 0), "lowres": IMAGE[::2, ::2]}
+    adata = with_images(images, {"tissue_hires_scalef": 1.0, "tissue_lowres_scalef": 0.5})
+    with pytest.raises(ValueError, match="Move the channels last"):
+        section_image(adata, "a")
 
 
 def test_images_kept_in_the_table():

@@ -192,9 +192,10 @@ def pitch_in_pixels(steps: dict[tuple[int, int], np.ndarray]) -> float:
 
 
 def nearest_distance(xy: np.ndarray) -> float:
-    """Return the median distance from a point to the nearest other one, NaN for fewer than two points."""
+    """Return the median distance from a place to the nearest other one, NaN for fewer than two places."""
     from scipy.spatial import cKDTree
 
+    xy = np.unique(xy, axis=0)  # rows at one place say nothing of how far places lie apart
     if len(xy) < 2:
         return float("nan")
     return float(np.median(cKDTree(xy).query(xy, k=2)[0][:, 1]))

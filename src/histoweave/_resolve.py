@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -100,9 +101,11 @@ def replace_table(data: AnnData | SpatialData, table: AnnData, table_key: str = 
 def section_column(table: AnnData, library_key: str = _keys.LIBRARY) -> np.ndarray:
     """Return the section name of every row, shape ``(n_obs,)``.
 
-    Taken from ``obs[library_key]``; else from the region column of a SpatialData table; else the only
-    entry of ``uns["spatial"]``; else all rows are one section called ``"section"``.
+    Taken from ``obs[library_key]``, which has to be there unless it is the default; else from the region column of a
+    SpatialData table; else the only entry of ``uns["spatial"]``; else all rows are one section called ``"section"``.
     """
+    if library_key != _keys.LIBRARY:
+        require_key(table.obs, library_key, where="adata.obs", argument="library_key")
     if library_key in table.obs:
         column = table.obs[library_key]
         if column.isna().any():
@@ -129,6 +132,38 @@ def sections(table: AnnData, library_key: str = _keys.LIBRARY) -> dict[str, np.n
     """Return ``{section name: row numbers}`` in order of first appearance."""
     column = section_column(table, library_key)
     return {str(name): np.flatnonzero(column == name) for name in dict.fromkeys(column)}
+
+
+def require_sections(values: Any, names: Iterable[str], *, argument: str) -> None:
+    """Raise where a mapping by section names sections that are not there, while others are left without a value."""
+    if not isinstance(values, Mapping):
+        return
+    names = [str(name) for name in names]
+    unknown = [key for key in values if key not in names]
+    if unknown and not set(names) <= set(values):
+        msg = f"`{argument}` names {listing(unknown)}, but the sections are {listing(names)}."
+        raise KeyError(msg)
+
+
+def crops_available(table: AnnData, crops_key: str) -> np.ndarray:
+    """Return which rows have a crop ``(n_obs,)``: all, unless ``obs`` says otherwise; a gap in it says nothing."""
+    column = f"{crops_key}_available"
+    if column not in table.obs:
+        return np.ones(table.n_obs, dtype=bool)
+    return table.obs[column].to_numpy(dtype=bool, na_value=True)
+
+
+def in_tissue(table: AnnData) -> np.ndarray:
+    """Return which rows are marked as on tissue ``(n_obs,)``, all where nothing is marked."""
+    if _keys.IN_TISSUE not in table.obs:
+        return np.ones(table.n_obs, dtype=bool)
+    column = table.obs[_keys.IN_TISSUE]
+    try:
+        return column.to_numpy(dtype=float, na_value=np.nan) == 1
+    except (TypeError, ValueError):
+        found = listing(column.dropna().unique(), 4)
+        msg = f"`adata.obs['{_keys.IN_TISSUE}']` must hold 1 and 0, or truth values; it has {found}."
+        raise ValueError(msg) from None
 
 
 @dataclass(frozen=True)
@@ -212,7 +247,7 @@ def _anndata_images(table: AnnData, library_id: str) -> dict[str, Any]:
     if source:
         openers["full"] = lambda: SectionImage(to_rgb8(open_image(source)), (1.0, 1.0), (0.0, 0.0), "full")
     images = entry.get("images", {})
-    for name in sorted(images, key=lambda n: -np.shape(images[n])[0]):
+    for name in sorted(images, key=lambda n: -np.prod(np.shape(images[n]))):
         openers[name] = lambda name=name: _scaled(images[name], factors, name, library_id)
     return openers
 
@@ -238,20 +273,29 @@ def _spatialdata_images(data: SpatialData, library_id: str) -> dict[str, Any]:
     frame = library_id if library_id in frames else "global" if "global" in frames else None
     found: list[tuple[float, str, Any]] = []
     # of sections "A1" and "A1_b", the image "A1_b_hires" is the second's
-    others = [o for table in data.tables.values() for o in dict.fromkeys(section_column(table)) if o != library_id]
+    others = [o for table in data.tables.values() for o in _names_of(table) if o != library_id]
 
     def of_section(name: str) -> bool:
-        return _named_after(name, library_id) and not any(
-            _named_after(name, o) and _named_after(o, library_id) for o in others
-        )
+        theirs = [o for o in others if _named_after(name, o)]
+        if not _named_after(name, library_id):  # a picture named after nobody may be anybody's
+            return len(data.images) == 1 and not theirs
+        return not any(_named_after(o, library_id) for o in theirs)
 
     for name, element in data.images.items():
         transforms = get_transformation(element, get_all=True)
-        if frame not in transforms or (frame == "global" and len(data.images) > 1 and not of_section(name)):
+        if frame not in transforms or (frame == "global" and not of_section(name)):
             continue
         matrix = transforms[frame].to_affine_matrix(("x", "y"), ("x", "y"))
         found.append((matrix[0, 0], name, lambda m=matrix, e=element, n=name: _placed(e, m, n)))
     return {name: opener for _, name, opener in sorted(found, key=lambda item: item[:2])}
+
+
+def _names_of(table: AnnData) -> list[str]:
+    """Return the names of a table's sections, as far as it tells; it need not be the table that is worked on."""
+    try:
+        return list(dict.fromkeys(section_column(table)))
+    except (KeyError, ValueError):
+        return []
 
 
 def _named_after(name: str, library_id: str) -> bool:

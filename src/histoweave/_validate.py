@@ -182,6 +182,6 @@ def require_mask(table: AnnData, mask_key: str | None) -> np.ndarray:
 
 def label_name(value: Any) -> str:
     """Return the name of a label: blanks at the ends removed, whole numbers without a decimal point."""
-    if isinstance(value, float) and value.is_integer():  # a column of integers with gaps is read as float
+    if isinstance(value, float | np.floating) and value.is_integer():  # a column of integers with gaps is read as float
         value = int(value)
     return str(value).strip()

@@ -28,9 +28,11 @@ def naive(image: np.ndarray, params, i: int, noise: np.ndarray) -> np.ndarray:
     height, width = image.shape[:2]
     theta = params.affine[i].double().numpy()
     rows, columns = np.mgrid[:height, :width].astype(float)
-    place = np.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1, np.ones_like(rows)])
-    x, y = np.einsum("ij,jhw->ihw", theta, place)
-    where = [((y + 1) * height - 1) / 2, ((x + 1) * width - 1) / 2]
+    centre = np.array([width - 1, height - 1])[:, None, None] / 2
+    away = np.stack([columns, rows]) - centre  # in pixels, so that circles stay round
+    shift = theta[:, 2, None, None] * np.array([width, height])[:, None, None] / 2
+    x, y = centre + np.einsum("ij,jhw->ihw", theta[:, :2], away) + shift
+    where = [y, x]
     planes = image.astype(float).transpose(2, 0, 1)
     view = np.stack([map_coordinates(plane, where, order=1, mode="reflect") for plane in planes], axis=-1)
     matrix, offset = params.matrix[i].double().numpy(), params.offset[i, :, 0].double().numpy()
@@ -161,3 +163,14 @@ def test_bad_input_is_named(images):
             Augmentation(**wrong)
     assert augmentation(STILL) is STILL
     assert augmentation("light") is PRESETS["light"]
+
+
+def test_a_circle_on_a_picture_that_is_not_square_stays_round():
+    y, x = np.mgrid[:40, :80]
+    disc = np.where((y - 19.5) ** 2 + (x - 39.5) ** 2 < 14.5**2, 255, 0).astype(np.uint8)
+    images = torch.from_numpy(disc)[None, ..., None].expand(6, 40, 80, 3).contiguous()
+    params = sample_parameters(replace(STILL, rotation=180), 6, generator())
+    for view in augment(images, params)[:, 0, :, 20:60]:  # further out the picture is reflected at its edges
+        inside = (view > 0.5).numpy()
+        assert abs(inside.any(axis=0).sum() - inside.any(axis=1).sum()) <= 1
+        assert inside.any(axis=0).sum() == pytest.approx(29, abs=1.5)

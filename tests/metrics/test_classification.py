@@ -147,3 +147,9 @@ def test_bad_input(kwargs, words):
     good = {"y_true": ["a", "b"], "y_pred": ["a", "b"], "classes": ["a", "b"]}
     with pytest.raises(ValueError, match=words):
         hw.metrics.classification(**(good | kwargs))
+
+
+def test_names_of_classes_are_told_apart_as_labels_are():
+    assert hw.metrics.classification([np.float32(1), np.float32(2)], [1, 2])["accuracy"] == 1
+    with pytest.raises(ValueError, match="`y_true` is missing for 1 of 3 rows"):
+        hw.metrics.classification(["a", " ", "b"], ["a", "a", "b"])

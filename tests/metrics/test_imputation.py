@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.sparse as sp
 from scipy import stats
 
 import histoweave as hw
@@ -38,3 +40,9 @@ def test_correlation_with_a_constant_is_missing():
 def test_bad_input_is_named(truth, predicted, names, message):
     with pytest.raises(ValueError, match=message):
         hw.metrics.imputation(truth, predicted, names=names)
+
+
+def test_sparse_matrices_are_those_they_stand_for():
+    truth = np.random.default_rng(0).poisson(1.0, (20, 3)).astype(float)
+    expected = hw.metrics.imputation(truth, truth + 1)
+    pd.testing.assert_frame_equal(hw.metrics.imputation(sp.csr_matrix(truth), truth + 1), expected)

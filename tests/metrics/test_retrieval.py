@@ -4,6 +4,7 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 import histoweave as hw
 from histoweave.metrics import _neighbours
@@ -140,3 +141,8 @@ def test_bad_input(change, words):
     call = {"X": np.arange(8.0).reshape(4, 2), "labels": list("aabb"), "k": (1,)} | change
     with pytest.raises(ValueError, match=words):
         hw.metrics.retrieval(call.pop("X"), call.pop("labels"), **call)
+
+
+def test_sparse_embeddings_are_refused():
+    with pytest.raises(TypeError, match="is sparse; pass `X.toarray\\(\\)`"):
+        hw.metrics.retrieval(sp.eye(10, format="csr"), ["a", "b"] * 5)

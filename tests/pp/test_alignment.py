@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from spatialdata.transformations import Scale, get_transformation, set_transformation
 
 import histoweave as hw
 from histoweave._validate import HistoweaveWarning
@@ -155,6 +156,19 @@ def test_scale_factor_of_another_image(section):
     assert (check(section)["status"] == "ok").all()
 
 
+def test_scale_of_an_element_of_another_image(section):
+    sdata = hw.io.from_anndata(section)
+    (name,) = (n for n in sdata.images if "hires" in n)
+    frame = next(f for f in get_transformation(sdata.images[name], get_all=True))
+    right = get_transformation(sdata.images[name], frame).to_affine_matrix(("x", "y"), ("x", "y"))[0, 0]
+    set_transformation(sdata.images[name], Scale([1.5 * right] * 2, axes=("x", "y")), frame)
+    found = check(sdata)
+    assert (found["status"] == "fail").any()
+    mended(sdata, found[found["status"] == "fail"]["fix"].iloc[0])
+    placed = get_transformation(sdata.images[name], frame).to_affine_matrix(("x", "y"), ("x", "y"))
+    assert placed[0, 0] == pytest.approx(right, rel=0.08)
+
+
 def test_scale_factor_of_the_only_image(section):
     del entry(section)["images"]["lowres"]
     factors = entry(section)["scalefactors"]
@@ -270,6 +284,12 @@ def test_several_sections_and_the_record(clean, section):
     assert set(wrong["library_id"]) == {"other"}
     mended(both, found[(found["check"] == "orientation") & (found["library_id"] == "other")]["fix"].item())
     np.testing.assert_allclose(both.obsm["spatial"], np.concatenate([clean.obsm["spatial"], truth]))
+    both.obs["library_id"] = both.obs["library_id"].map({"section_1": 1, "other": 2})  # numbers name sections as well
+    both.uns["spatial"] = {"1": both.uns["spatial"]["section_1"], "2": both.uns["spatial"]["other"]}
+    both.obsm["spatial"][both.obs["library_id"] == 2] = truth[:, ::-1]
+    found = hw.pp.check_alignment(both)
+    mended(both, found[(found["check"] == "orientation") & (found["library_id"] == "2")]["fix"].item())
+    np.testing.assert_allclose(both.obsm["spatial"], np.concatenate([clean.obsm["spatial"], truth]))
     kept = pd.DataFrame(both.uns["histoweave"]["alignment"]["findings"])
     pd.testing.assert_frame_equal(kept, found, check_dtype=False)
 
@@ -326,3 +346,10 @@ def test_mob(shared_data, name):
 def test_space_ranger_folders(shared_data, name):
     sdata = hw.io.read_visium(shared_data / "visium_fixtures" / name)
     assert not (check(sdata)["status"] == "fail").any()
+
+
+def test_crops_of_a_section_with_a_slash_in_its_name(section):
+    section.obs["library_id"] = "p/1"
+    section.uns["spatial"] = {"p/1": entry(section)}
+    hw.pp.crops(section, size_um=900, out_px=16)
+    assert check(section).loc["crop_size", "status"] == "warn"

@@ -152,3 +152,17 @@ def test_core_leaves_counts_alone_and_is_scale_free() -> None:
     out = normalise_log(counts, 100)
     np.testing.assert_allclose(out.toarray(), np.log1p([[25, 75], [0, 0], [25, 75]]), rtol=1e-6)
     assert counts[0, 1] == 3
+
+
+def test_a_file_is_not_written_to(tmp_path) -> None:
+    table = counts_table()
+    table.layers["counts"] = table.X.copy()
+    table.write_h5ad(tmp_path / "a.h5ad")
+    for mode in ("r", "r+"):
+        backed = ad.read_h5ad(tmp_path / "a.h5ad", backed=mode)
+        columns = list(backed.obs)
+        with pytest.raises(ValueError, match="to_memory"):
+            hw.pp.expression(backed)
+        assert list(backed.obs) == columns
+        backed.file.close()
+    np.testing.assert_array_equal(ad.read_h5ad(tmp_path / "a.h5ad").X.toarray(), table.X.toarray())

@@ -15,6 +15,7 @@ from scipy.spatial.distance import cdist
 
 import histoweave as hw
 from histoweave._validate import HistoweaveWarning
+from histoweave.pp._graph import ring_graphs
 from histoweave.pp._split import iter_folds, leakage
 
 
@@ -259,3 +260,51 @@ def test_her2st_a1_blocks(shared_data: Path) -> None:
     assert all(f.train.sum() > 0.15 * table.n_obs for f in folds)
     for one, two in combinations(folds, 2):
         assert not (one.test & two.test).any()
+
+
+def test_rows_at_one_place_hide_nothing() -> None:
+    table = section(n=10)
+    twice = ad.concat([table, table], index_unique="-", uns_merge="unique")
+    del twice.obs["array_row"], twice.obs["array_col"]
+    with pytest.raises(ValueError, match="training rows lie 0 px from test rows"):
+        hw.pp.split(twice, by="spots", n_folds=4)
+    twice.obsm["spatial"][:] = 7.0  # all at one
+    with pytest.raises(ValueError, match="training rows lie 0 px from test rows"):
+        hw.pp.split(twice, by="spots", n_folds=4, n_rings=0)
+
+
+@pytest.mark.parametrize("n_rings", [1, 2])
+def test_without_an_array_no_test_row_is_among_the_neighbours_of_training_rows(n_rings: int) -> None:
+    xy = np.random.default_rng(0).uniform(0, 3000, (900, 2))
+    table = AnnData(obs=pd.DataFrame({"library_id": "s"}, index=[str(i) for i in range(900)]), obsm={"spatial": xy})
+    table.obsm["X_gene"] = np.random.default_rng(1).normal(size=(900, 3)).astype(np.float32)
+    hw.pp.spatial_context(table, keys="X_gene", n_rings=n_rings)
+    nearest = np.median(np.sort(cdist(xy, xy), axis=1)[:, 1])
+    with pytest.raises(ValueError, match="the neighbourhood rings reach"):
+        hw.pp.split(table, by="blocks", n_folds=3, n_rings=n_rings, buffer_um=(n_rings + 0.5) * nearest, um_per_px=1.0)
+    quiet(table, by="blocks", n_folds=3, n_rings=n_rings)
+    near = sum(ring_graphs(table, n_rings=n_rings))
+    for fold in iter_folds(table):
+        assert not (near[fold.train] @ fold.test.astype(float)).any()
+        assert fold.train.sum() > 200
+
+
+@pytest.mark.parametrize("name", ["-1", "None", "nan", "2.0"])
+def test_donors_whose_names_mean_no_fold(name: str) -> None:
+    table = cohort(*(section(f"s{i}", donor, n=6) for i, donor in enumerate(["a", "b", name])))
+    if name == "2.0":
+        quiet(table, by="donor", n_folds=None)
+        assert [fold.name for fold in iter_folds(table)] == ["2.0", "a", "b"]
+        return
+    with pytest.raises(ValueError, match=f"donors '{name}' would name folds.*rename them"):
+        hw.pp.split(table, by="donor", n_folds=None)
+    quiet(table, by="donor", n_folds=3)
+    assert len(list(iter_folds(table))) == 3
+
+
+def test_scales_of_sections_that_are_not_there() -> None:
+    table = cohort(section("s1", "a"), section("s2", "b"))
+    options = {"by": "blocks", "n_folds": 4, "block_um": 500, "buffer_um": 300, "n_rings": 1}
+    with pytest.raises(KeyError, match="`um_per_px` names 's3', but the sections are 's1', 's2'"):
+        hw.pp.split(table, um_per_px={"s1": 2.0, "s3": 2.0}, **options)
+    quiet(table, um_per_px={"s1": 2.0, "s2": 2.0, "elsewhere": 1.0}, **options)

@@ -49,3 +49,16 @@ def test_thumbnail():
         small = thumbnail(SectionImage(array, (1.0, 1.0), (0.0, 0.0), "full"))
         assert max(small.shape) <= 1000
         assert abs(small.mean() - image.mean()) < 2
+
+
+def test_thumbnails_of_lazy_images_are_those_of_images_in_memory():
+    image = RNG.integers(0, 256, (1387, 1911, 3), dtype=np.uint8)
+    in_memory, lazy = (
+        thumbnail(SectionImage(array, (1.0, 1.0), (0.0, 0.0), "full"))
+        for array in (image, da.from_array(image, chunks=(250, 333, 3)))
+    )
+    assert in_memory.shape == (462, 637, 3)
+    np.testing.assert_allclose(in_memory, image[:1386].reshape(462, 3, 637, 3, 3).mean(axis=(1, 3)), atol=1)
+    np.testing.assert_allclose(lazy.astype(int), in_memory, atol=1)
+    strip = thumbnail(SectionImage(image[:2], (1.0, 1.0), (0.0, 0.0), "full"))
+    assert strip.size

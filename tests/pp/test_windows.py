@@ -71,3 +71,12 @@ def test_padded_area():
         x, y = left + steps, top + steps
         inside = ((x >= 0) & (x < 307)).mean() * ((y >= 0) & (y < 211)).mean()
         assert share == pytest.approx(1 - inside, abs=0.01)
+
+
+def test_windows_within_the_image_are_not_padded_at_all():
+    windows = Windows.around(RNG.random((500, 2)) * [227, 131] + 40, 60 / 0.7, 60 / 0.7, 16)
+    windows = Windows(windows.left.clip(0), windows.top.clip(0), windows.width, windows.height, windows.out)
+    padded = windows.padded((2000, 2000, 3))
+    assert (padded == 0).all()
+    outside = Windows(np.array([-500.0, 2100.0, -10.0]), np.zeros(3), 60.0, 60.0, 16).padded((2000, 2000, 3))
+    np.testing.assert_allclose(outside, [1, 1, 1 / 6])

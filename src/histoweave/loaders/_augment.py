@@ -215,13 +215,15 @@ def augment(images: torch.Tensor, params: Parameters) -> torch.Tensor:
     base = torch.stack([*torch.meshgrid(x, y, indexing="xy"), torch.ones(height, width, device=images.device)]).flatten(
         1
     )
+    # rotations turn pixels, which lie closer along the longer side when both sides go from -1 to 1
+    affine = params.affine * params.affine.new_tensor([[1, height / width, 1], [width / height, 1, 1]])
     matrix, offset = _on_values(params)
     step = max(1, CACHED // (height * width)) if images.device.type == "cpu" else n
     for start in range(0, n, step):
         part = slice(start, start + step)
         x = images[part]
         x = x.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format) if eight_bit else x * 255
-        grid = (params.affine[part].flatten(0, 1) @ base).view(-1, 2, height, width).permute(0, 2, 3, 1)
+        grid = (affine[part].flatten(0, 1) @ base).view(-1, 2, height, width).permute(0, 2, 3, 1)
         x = F.grid_sample(x.float(), grid, padding_mode="reflection", align_corners=False)
         if params.density:
             x = x.add_(1).log_()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from anndata import AnnData
 
+from histoweave._resolve import crops_available
 from histoweave._settings import track
 from histoweave._validate import require_key
 
@@ -25,9 +26,7 @@ def require_crops(table: AnnData, crops_key: str) -> tuple[Any, np.ndarray]:
             f"{dtype}. Cut them with `hw.pp.crops(...)`."
         )
         raise ValueError(msg)
-    available = f"{crops_key}_available"
-    rows = table.obs[available].to_numpy(dtype=bool) if available in table.obs else np.ones(table.n_obs, dtype=bool)
-    return crops, rows
+    return crops, crops_available(table, crops_key)
 
 
 def crop_batches(

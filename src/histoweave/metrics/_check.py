@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 
 from histoweave._validate import label_name, listing, require_matrix
 
@@ -17,14 +18,15 @@ def label_array(values: Any, *, argument: str) -> np.ndarray:
     if array.ndim != 1 or array.size == 0:
         msg = f"`{argument}` must hold one label a row, shape (n,) with n > 0; got shape {array.shape}."
         raise ValueError(msg)
-    missing = pd.isna(array)
+    names = np.array([None if pd.isna(value) else label_name(value) or None for value in array], dtype=object)
+    missing = pd.isna(names)
     if missing.any():
         msg = (
             f"`{argument}` is missing for {int(missing.sum())} of {array.size} rows. Score labelled rows only: "
             f"`mask = pd.notna({argument})`, then pass `{argument}[mask]` and the same rows of every other argument."
         )
         raise ValueError(msg)
-    return np.array([label_name(value) for value in array], dtype=object)
+    return names
 
 
 def same_length(**arrays: Any) -> None:
@@ -117,6 +119,9 @@ def complete_rows(X: Any, *, argument: str = "X", **columns: Any) -> tuple[np.nd
     A row of NaN has no such modality, a missing label is no label: both are left out. Columns that are ``None``
     are passed over.
     """
+    if sp.issparse(X):
+        msg = f"`{argument}` is sparse; pass `{argument}.toarray()`."
+        raise TypeError(msg)
     n = len(np.asarray(X))
     rows = ~np.isnan(require_matrix(X, n, name=f"`{argument}`").astype(float)).any(axis=1)
     given = {name: np.asarray(values, dtype=object) for name, values in columns.items() if values is not None}

@@ -38,9 +38,12 @@ def imputation(truth: Any, predicted: Any, *, names: Sequence[str] | None = None
     >>> hw.metrics.imputation(truth, truth + 1, names=["A"]).round(2).loc["A"].tolist()
     [1.0, 1.0, 1.0]
     """
+    from scipy.sparse import issparse
     from scipy.stats import rankdata
 
-    truth, predicted = np.asarray(truth, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
+    truth, predicted = (
+        np.asarray(values.toarray() if issparse(values) else values, dtype=np.float64) for values in (truth, predicted)
+    )
     if truth.ndim != 2 or truth.shape != predicted.shape or len(truth) < 2:
         msg = f"`truth` and `predicted` must be (n, genes) alike with 2 rows or more, got {truth.shape} and "
         raise ValueError(msg + f"{predicted.shape}.")

@@ -137,6 +137,6 @@ def reach_positions(
     xy = np.asarray(table.obsm[spatial_key], dtype=float)[:, :2]
     out = np.empty((table.n_obs, 3))
     for number, (name, rows) in enumerate(sections(table, library_key).items()):
-        reach, _ = reach_px(table, name, xy[rows], n_rings)
+        reach, _ = reach_px(table, name, rows, xy[rows], n_rings)
         out[rows, 0], out[rows, 1:] = number * APART, xy[rows] / max(reach, 1e-9)
     return out

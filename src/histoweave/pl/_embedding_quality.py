@@ -10,7 +10,7 @@ import pandas as pd
 
 from histoweave import _keys
 from histoweave._random import SeedLike, rng
-from histoweave._resolve import get_table, section_column
+from histoweave._resolve import crops_available, get_table, section_column
 from histoweave._validate import require_choice, require_key, require_matrix, require_number
 from histoweave.metrics._neighbours import METRICS, nearest
 from histoweave.pl import _draw
@@ -185,9 +185,7 @@ def retrieval(
     require_key(table.obsm, crops_key, where="adata.obsm", argument="crops_key", run="hw.pp.crops(...)")
     require_key(table.obs, labels_key, where="adata.obs", argument="labels_key", run="hw.io.read_labels(...)")
     X = require_matrix(table.obsm[key], table.n_obs, name=f"`adata.obsm[{key!r}]`").astype(float)
-    usable = np.isfinite(X).all(axis=1)
-    if f"{crops_key}_available" in table.obs:
-        usable &= table.obs[f"{crops_key}_available"].to_numpy(dtype=bool)
+    usable = np.isfinite(X).all(axis=1) & crops_available(table, crops_key)
     names = _draw.class_names(table.obs[labels_key])
     asked = _queries(table, usable, names, rows, n, random_state, key)
     section = section_column(table, library_key)

@@ -12,7 +12,7 @@ from anndata import AnnData
 from histoweave import _keys
 from histoweave._calibration import PRINTED_SPOT_UM, array_pitch_um, platform
 from histoweave._record import record
-from histoweave._resolve import is_spatialdata, sections, working_copy
+from histoweave._resolve import is_spatialdata, require_sections, sections, working_copy
 from histoweave._validate import require_key, require_number
 from histoweave.pp._alignment_checks import (
     Finding,
@@ -109,6 +109,7 @@ def check_alignment(
         raise ValueError(msg)
     home = f"data.tables[{table_key!r}]" if is_spatialdata(data) else "data"
     rows = sections(table, library_key)
+    require_sections(um_per_px, rows, argument="um_per_px")
     findings: list[Finding] = []
     for name, index in rows.items():
         section = Section(
@@ -150,10 +151,11 @@ def _check_section(
 
 def _check_crops(section: Section, crop_um: float | None) -> list[Finding]:
     table, name = section.table, section.name
+    stored = name.replace("/", "_")
     sizes = {
-        key: entry["size_um"][name]
+        key: entry["size_um"][stored]
         for key, entry in table.uns.get(_keys.UNS, {}).items()
-        if entry.get("function") == "pp.crops" and name in entry.get("size_um", {})
+        if entry.get("function") == "pp.crops" and stored in entry.get("size_um", {})
     }
     if crop_um is not None:
         sizes["planned crops"] = crop_um

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from anndata import AnnData
 
-from histoweave import _keys
 from histoweave._calibration import Calibration, describe, um_per_pixel
-from histoweave._resolve import SectionImage, has_image, section_image
+from histoweave._resolve import SectionImage, has_image, in_tissue, is_spatialdata, section_image
 from histoweave.pp._placement import TissueMap, sample
 from histoweave.pp._tissue import thumbnail, tissue_mask
 
@@ -55,21 +54,27 @@ class Section:
     @property
     def in_tissue(self) -> np.ndarray:
         """Return the coordinates of the spots that should lie on tissue."""
-        if _keys.IN_TISSUE not in self.table.obs:
-            return self.xy
-        inside = self.table.obs[_keys.IN_TISSUE].to_numpy(dtype=float, na_value=np.nan)[self.rows] == 1
+        inside = in_tissue(self.table)[self.rows]
         return self.xy[inside] if inside.any() else self.xy
 
     def code(self, *changes: str) -> str:
         """Return code that changes the coordinates ``xy`` of this section's rows ``i``."""
         which = "slice(None)"
         if self.library_key:
-            which = f"({self.home}.obs[{self.library_key!r}] == {self.name!r}).to_numpy()"
+            which = f"({self.home}.obs[{self.library_key!r}].astype(str) == {self.name!r}).to_numpy()"
         start = f"xy, i = {self.home}.obsm[{self.spatial_key!r}].astype(float), {which}"
         return "\n".join([start, *changes, f"{self.home}.obsm[{self.spatial_key!r}] = xy"])
 
     def factor_code(self, image: str, factor: float) -> str:
-        """Return code that sets the scale factor of an image."""
+        """Return code that sets the scale factor of an image, its pixels per full-resolution pixel."""
+        elements = [f"{self.name}_{image}_image", f"{self.name}_{image}", image] if is_spatialdata(self.data) else []
+        for element in (e for e in elements if e in self.data.images):
+            frame = self.name if self.name in self.data.coordinate_systems else "global"
+            return (
+                "from spatialdata.transformations import Scale, set_transformation\n"
+                f"scale = Scale([{1 / factor:.8g}] * 2, axes=('x', 'y'))\n"
+                f"set_transformation(data.images[{element!r}], scale, {frame!r})"
+            )
         entry = f"{self.home}.uns['spatial'][{self.name!r}]['scalefactors']"
         return f"{entry}['tissue_{image}_scalef'] = {factor:.6g}"
 

@@ -8,22 +8,24 @@ from anndata import AnnData
 from histoweave import _keys
 from histoweave._calibration import CROP_PITCHES, nearest_distance
 from histoweave._validate import require_number
+from histoweave.pp._graph import ring_reach
 
 
-def reach_px(table: AnnData, library_id: str, xy: np.ndarray, n_rings: int) -> tuple[float, float]:
+def reach_px(table: AnnData, library_id: str, rows: np.ndarray, xy: np.ndarray, n_rings: int) -> tuple[float, float]:
     """Return how far a spot's features reach and the default buffer, in full-resolution pixels.
 
-    Reach: half of the widest recorded crop (one array pitch where there is none) plus the neighbourhood
-    rings. Default buffer: the whole crop (the widest that is cut by default where none is recorded) plus the
-    rings, so that no neighbour of a training spot shares pixels with the crop of a test spot.
+    ``rows`` are those of the section, ``xy`` their coordinates. Reach: half of the widest recorded crop (one array
+    pitch where there is none) plus the neighbourhood rings, see :func:`histoweave.pp._graph.ring_reach`. Default
+    buffer: the whole crop (the widest that is cut by default where none is recorded) plus the rings, so that no
+    neighbour of a training spot shares pixels with the crop of a test spot.
     """
     records = table.uns.get(_keys.UNS, {}).values()
     rings = [e["params"]["n_rings"] for e in records if e.get("function") == "pp.spatial_context"]
     crops = [e.get("size_px", {}) for e in records if e.get("function") == "pp.crops"]
     name = library_id.replace("/", "_")
-    pitch = nearest_distance(xy) if len(xy) > 1 else 0.0
+    pitch = float(np.nan_to_num(nearest_distance(xy)))
     crop = max((float(sizes[name]) for sizes in crops if name in sizes), default=None)
-    ring = max([n_rings, *map(int, rings)]) * pitch
+    ring = ring_reach(table, library_id, rows, xy, max([n_rings, *map(int, rings)]))
     if crop is None:
         return pitch / 2 + ring, max(CROP_PITCHES.values()) * pitch + ring
     return crop / 2 + ring, crop + ring

@@ -13,7 +13,15 @@ from anndata import AnnData
 from histoweave import _keys
 from histoweave._calibration import Calibration, describe, um_per_pixel
 from histoweave._record import record
-from histoweave._resolve import SectionImage, has_image, section_image, sections, working_copy
+from histoweave._resolve import (
+    SectionImage,
+    has_image,
+    in_tissue,
+    require_sections,
+    section_image,
+    sections,
+    working_copy,
+)
 from histoweave._validate import listing, require_key, require_number, warn
 from histoweave.pp._windows import Windows, cut_lazily, cut_now
 
@@ -116,9 +124,11 @@ def crops(
     out, table = working_copy(data, table_key, copy=copy)
     xy = coordinates(table, spatial_key)
     needs_um = unit == "um" or um_per_px is not None
+    rows_of = sections(table, library_key)
+    require_sections(um_per_px, rows_of, argument="um_per_px")
     found = [
         _section(data, table, name, rows, xy, image, table_key).calibrated(table, needs_um, um_per_px, spatial_key)
-        for name, rows in sections(table, library_key).items()
+        for name, rows in rows_of.items()
     ]
     _report(found, table.n_obs)
     usable = [s for s in found if s.image is not None]
@@ -213,9 +223,7 @@ def _section(
 
 def _in_tissue(table: AnnData, rows: np.ndarray) -> np.ndarray:
     """Return which spots should lie on the image: arrays may reach beyond it where there is no tissue."""
-    if _keys.IN_TISSUE not in table.obs:
-        return np.ones(len(rows), bool)
-    inside = table.obs[_keys.IN_TISSUE].to_numpy(dtype=float, na_value=np.nan)[rows] == 1
+    inside = in_tissue(table)[rows]
     return inside if inside.any() else np.ones(len(rows), bool)
 
 

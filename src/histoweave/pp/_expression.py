@@ -115,6 +115,9 @@ def expression(
     require_number(min_spots, argument="min_spots", at_least=1, integer=True)
     require_number(min_counts, argument="min_counts", at_least=1)
     out, table = working_copy(data, table_key, copy=copy)
+    if table.isbacked:
+        msg = "The table is backed by a file, which would be changed; run `adata = adata.to_memory()` first."
+        raise ValueError(msg)
     if layer is None and _keys.COUNTS in table.layers and recorded(table, "expression"):
         warn("`pp.expression` was run before; it starts again from `adata.layers['counts']`.")
     counts, source = raw_counts(table, layer)

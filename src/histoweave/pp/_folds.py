@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from histoweave._resolve import section_column
 from histoweave._validate import listing, require_key
 from histoweave.pp._blocks import reach_px
 
+SAME_PLACE = 1e-9  # pixels: rows nearer than this share everything
 NOT_IN_A_FOLD = ("", "-1", "-1.0", "nan", "None", "<NA>")
 
 
@@ -44,7 +46,7 @@ def fold_column(table: AnnData, fold_key: str = _keys.FOLD) -> np.ndarray:
     """Return the fold of every row as a string, empty for rows of no fold (missing or -1)."""
     require_key(table.obs, fold_key, where="adata.obs", argument="fold_key", run="hw.pp.split(...)")
     values = table.obs[fold_key]
-    names = values.astype(object).where(values.notna(), "").map(_fold_name).to_numpy(dtype=object)
+    names = values.astype(object).where(values.notna(), "").map(fold_name).to_numpy(dtype=object)
     found = np.unique(names[names != ""].astype(str))
     if len(found) < 2:
         msg = f"`adata.obs[{fold_key!r}]` needs 2 folds or more, has {listing(found)}. Run `hw.pp.split(...)`."
@@ -163,15 +165,21 @@ def find_leak(
     reason = _shared_groups(table, column, section, donor_key, located=xy is not None)
     if reason or xy is None:
         return reason
+
+    @cache
+    def reach_of(name: str) -> tuple[float, float]:
+        rows = np.flatnonzero(section == name)
+        return reach_px(table, name, rows, xy[rows], n_rings)
+
     for fold in make_folds(column, section, xy, buffer):
         for name in dict.fromkeys(section[fold.test]):
             here = section == name
             if not (fold.train & here).any():
                 continue
             require_finite(xy)
-            reach, wanted = reach_px(table, name, xy[here], n_rings)
+            reach, wanted = reach_of(name)
             tree = cKDTree(xy[fold.test & here])
-            gap = tree.query(xy[fold.train & here], distance_upper_bound=reach * (1 - 1e-6))[0].min()
+            gap = tree.query(xy[fold.train & here], distance_upper_bound=max(reach * (1 - 1e-6), SAME_PLACE))[0].min()
             if np.isfinite(gap):
                 return (
                     f"in section {name!r} training rows lie {gap:.0f} px from test rows (fold {fold.name!r}) "
@@ -204,7 +212,8 @@ def _shared_groups(
     return None
 
 
-def _fold_name(value: Any) -> str:
+def fold_name(value: Any) -> str:
+    """Return the fold that a value in a column of folds names, empty for none."""
     if isinstance(value, float) and value.is_integer():  # integers with gaps are read as float
         value = int(value)
     name = str(value).strip()

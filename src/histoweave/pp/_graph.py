@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
@@ -9,7 +11,7 @@ from anndata import AnnData
 from histoweave import _keys
 from histoweave._calibration import array_grid, nearest_distance
 from histoweave._resolve import sections
-from histoweave._validate import require_key, require_number, warn
+from histoweave._validate import HistoweaveWarning, require_key, require_number, warn
 
 N_NEAREST = 6
 LONGEST_EDGE = 3.0  # in median nearest-neighbour distances; longer edges cross gaps in the tissue
@@ -65,6 +67,36 @@ def ring_graphs(
         for ring, local in zip(pairs, found, strict=True):
             ring.append(rows[local])
     return [_adjacency(np.concatenate(ring, axis=1), table.n_obs) for ring in pairs]
+
+
+def ring_reach(table: AnnData, library_id: str, rows: np.ndarray, xy: np.ndarray, n_rings: int) -> float:
+    """Return the distance from a row to the furthest one in its rings, in pixels.
+
+    Parameters
+    ----------
+    table
+        The table.
+    library_id
+        The section.
+    rows
+        Its row numbers.
+    xy
+        Their coordinates ``(n_rows, 2)``.
+    n_rings
+        Number of rings, 0 for none.
+    """
+    if not n_rings or len(rows) < 2:
+        return 0.0
+    try:
+        with warnings.catch_warnings():  # ring_graphs says what is wrong with positions; here only whether they count
+            warnings.simplefilter("ignore", HistoweaveWarning)
+            on_array = _whole_positions(table, rows, library_id) is not None
+    except ValueError:
+        on_array = False
+    if on_array:
+        return n_rings * float(np.nan_to_num(nearest_distance(xy)))
+    pairs = np.concatenate(_coordinate_rings(xy, np.arange(len(xy)), n_rings), axis=1)
+    return float(np.linalg.norm(xy[pairs[0]] - xy[pairs[1]], axis=1).max(initial=0.0))
 
 
 def _whole_positions(table: AnnData, rows: np.ndarray, library_id: str) -> np.ndarray | None:

@@ -9,7 +9,7 @@ from anndata import AnnData
 
 from histoweave import _keys
 from histoweave._record import record
-from histoweave._resolve import has_image, sections, working_copy
+from histoweave._resolve import crops_available, has_image, sections, working_copy
 from histoweave._validate import listing, require_key, require_number, warn
 from histoweave.pp._tissue import (
     FALLBACK_OD,
@@ -107,8 +107,7 @@ def image_qc(
     for name, index in rows.items():
         limit[index] = thresholds[name]
     measured = _measure(crops, limit)
-    if f"{crops_key}_available" in table.obs:
-        measured[~table.obs[f"{crops_key}_available"].to_numpy(dtype=bool)] = np.nan
+    measured[~crops_available(table, crops_key)] = np.nan
     table.obs[f"{crops_key}_tissue"] = measured[:, 0]
     table.obs[f"{crops_key}_sharpness"] = measured[:, 1]
     params = {"crops_key": crops_key, "threshold": threshold}

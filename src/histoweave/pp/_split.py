@@ -13,7 +13,7 @@ from histoweave import _keys
 from histoweave._calibration import um_per_pixel
 from histoweave._random import SeedLike, rng
 from histoweave._record import record
-from histoweave._resolve import section_column, working_copy
+from histoweave._resolve import require_sections, section_column, working_copy
 from histoweave._validate import (
     listing,
     require_choice,
@@ -28,6 +28,7 @@ from histoweave.pp._folds import (
     coordinates,
     find_leak,
     fold_column,
+    fold_name,
     fold_order,
     iter_folds,
     leakage,
@@ -137,6 +138,7 @@ def split(
     require_number(n_rings, argument="n_rings", at_least=0, integer=True)
     out, table = working_copy(data, table_key, copy=copy)
     section = section_column(table, library_key)
+    require_sections(um_per_px, dict.fromkeys(section), argument="um_per_px")
     classes = _classes(table, labels_key)
     side: dict[str, float] = {}
     buffer: dict[str, float] = {}
@@ -147,8 +149,8 @@ def split(
             else _to_px(table, section, block_um, um_per_px, spatial_key)
         )  # fmt: skip
         buffer = (
-            {name: reach_px(table, name, xy, n_rings)[1] for name, xy in points.items()} if buffer_um is None
-            else _to_px(table, section, buffer_um, um_per_px, spatial_key)
+            {n: reach_px(table, n, np.flatnonzero(section == n), xy, n_rings)[1] for n, xy in points.items()}
+            if buffer_um is None else _to_px(table, section, buffer_um, um_per_px, spatial_key)
         )  # fmt: skip
         groups = np.empty(table.n_obs, dtype=object)
         for name, xy in points.items():
@@ -247,6 +249,13 @@ def _deal(
         msg = f"{len(names)} {unit} ({listing(names, 5)}) cannot be dealt to {wanted} folds.{hint}"
         raise ValueError(msg)
     if n_folds is None:
+        taken = [name for name in names if fold_name(name) != name]
+        if taken:
+            msg = (
+                f"{unit} {listing(taken, 3)} would name folds, where that name means none or another one: rename them "
+                "in `adata.obs`, or give `n_folds=`, whose folds are numbered."
+            )
+            raise ValueError(msg)
         return groups.astype(str).astype(object)
     fold = deal(groups.astype(str), pd.factorize(classes)[0], n_folds, generator)
     return fold.astype(str).astype(object)

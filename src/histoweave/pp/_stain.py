@@ -10,7 +10,7 @@ import numpy as np
 from histoweave import _keys
 from histoweave._random import SeedLike, child_seeds
 from histoweave._record import plain, record, recorded, versions
-from histoweave._resolve import sections, working_copy
+from histoweave._resolve import crops_available, sections, working_copy
 from histoweave._settings import track
 from histoweave._validate import listing, require_choice, require_key, require_number, warn
 from histoweave.pp._stain_methods import METHODS, apply_stain, fit_stain, mean_reference, sample_pixels
@@ -143,9 +143,8 @@ def stain_normalize(
 def _with_crops(table: AnnData, crops_key: str, library_key: str) -> dict[str, np.ndarray]:
     """Rows of each section that have a crop; sections without an image are left as they are."""
     libraries = sections(table, library_key)
-    if f"{crops_key}_available" in table.obs:
-        available = table.obs[f"{crops_key}_available"].to_numpy(dtype=bool)
-        libraries = {name: rows[available[rows]] for name, rows in libraries.items() if available[rows].any()}
+    available = crops_available(table, crops_key)
+    libraries = {name: rows[available[rows]] for name, rows in libraries.items() if available[rows].any()}
     if not libraries:
         msg = f"`adata.obs['{crops_key}_available']` says that no row has a crop: no section has an image."
         raise ValueError(msg)

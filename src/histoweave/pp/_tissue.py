@@ -29,13 +29,20 @@ _DENSITY = -np.log10((np.arange(256, dtype=np.float32) + 1) / 256)
 
 
 def thumbnail(picture: SectionImage) -> np.ndarray:
-    """Return a small version of an image, in memory."""
+    """Return a small version of an image, in memory: means of whole blocks of pixels."""
     from PIL import Image
 
     step = max(1, max(picture.array.shape[:2]) // THUMBNAIL_PX)
-    if isinstance(picture.array, np.ndarray):
-        return np.asarray(Image.fromarray(picture.array).reduce(step))
-    return np.asarray(picture.array[step // 2 :: step, step // 2 :: step])
+    height, width = (size // step * step for size in picture.array.shape[:2])
+    if min(height, width) == 0:  # a strip narrower than a block
+        return np.asarray(picture.array[::step, ::step])
+    whole = picture.array[:height, :width]
+    if isinstance(whole, np.ndarray):
+        return np.asarray(Image.fromarray(whole).reduce(step))
+    import dask.array as da
+
+    means = da.coarsen(np.mean, whole, {0: step, 1: step})
+    return np.asarray((means + 0.5).astype(np.uint8))
 
 
 def tissue_threshold(small: np.ndarray) -> float | None:

@@ -135,9 +135,11 @@ class Windows:
 
     def padded(self, shape: tuple[int, ...]) -> np.ndarray:
         """Return the fraction of each window's area that lies outside an image of ``shape``."""
-        inside_x = np.minimum(self.left + self.width, shape[1]) - np.maximum(self.left, 0)
-        inside_y = np.minimum(self.top + self.height, shape[0]) - np.maximum(self.top, 0)
-        return 1 - np.clip(inside_x, 0, None) * np.clip(inside_y, 0, None) / (self.width * self.height)
+        # what lies beyond each edge, not what is left within: a window inside is 0 to the last bit
+        beyond_x = np.clip(-self.left, 0, None) + np.clip(self.left + self.width - shape[1], 0, None)
+        beyond_y = np.clip(-self.top, 0, None) + np.clip(self.top + self.height - shape[0], 0, None)
+        x, y = np.minimum(beyond_x / self.width, 1), np.minimum(beyond_y / self.height, 1)
+        return x + y - x * y
 
     def take(self, rows: np.ndarray) -> Windows:
         """Return some of the windows."""
