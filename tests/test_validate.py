@@ -96,6 +96,15 @@ def test_not_counts(wrap, bad, said):
         v.require_counts(wrap(X), where="`X`")
 
 
+def test_fractions_far_into_a_matrix(monkeypatch):
+    monkeypatch.setattr(v, "AT_ONCE", 10)
+    X = np.ones((30, 3))
+    v.require_counts(X, where="`X`")
+    X[29, 2] = 0.5
+    with pytest.raises(ValueError, match="fractional"):
+        v.require_counts(X, where="`X`")
+
+
 def test_counts_of_text():
     with pytest.raises(ValueError, match="numeric"):
         v.require_counts(np.array([["a"]]), where="`X`")

@@ -52,7 +52,8 @@ def run_demo(args: argparse.Namespace) -> None:
         new = (adata.obs["library_id"] == "section_4").to_numpy()
         hw.pp.split(adata, by="donor", n_folds=None)
         run.say("cross-validating over patients, beside the nulls")
-        scores = hw.tl.cross_validate(adata, model=hw.models.RegionClassifier(random_state=args.seed))
+        model = hw.models.RegionClassifier(random_state=args.seed)
+        scores = hw.tl.cross_validate(adata, model=model, random_state=args.seed)
         run.say("fitting on three patients, mapping the fourth")
         clf = hw.models.RegionClassifier(random_state=args.seed).fit(adata[~new].copy())
         fourth = adata[new].copy()
@@ -96,7 +97,10 @@ def run_classify(args: argparse.Namespace) -> None:
         )
         if test.any():
             hidden, scored = int((~train & labels.notna()).sum()), int(table.obs["region_held_out"].sum())
-            intro += f" The map was made without the labels of {hidden} spots: {scored} to score, the others as buffer."
+            intro += (
+                f" The map was made without the labels of {hidden} spots ({hidden / labels.notna().sum():.0%}): "
+                f"{scored} to score, the others as buffer."
+            )
         adata = hw.io.to_anndata(data)
         for key in adata.obsm.keys() & CROP_PITCHES.keys():  # the largest part of the file, and easily cut again
             del adata.obsm[key]

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 
 from histoweave import _keys
 from histoweave._image import open_image, to_rgb8
-from histoweave._validate import listing, require_key
+from histoweave._validate import listing, require_key, warn
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -90,12 +91,21 @@ def working_copy(
 
 
 def replace_table(data: AnnData | SpatialData, table: AnnData, table_key: str = _keys.TABLE) -> AnnData | SpatialData:
-    """Return an object with another table and the images of ``data``, for work that must not touch ``data``."""
+    """Return an object with another table and the images of ``data``, for work that must not touch ``data``.
+
+    The table may have fewer sections: what it says of its regions is brought in line.
+    """
     if isinstance(data, AnnData):
         return table
     from spatialdata import SpatialData
 
-    return SpatialData(images=dict(data.images), tables={table_key: table})
+    attrs = table.uns.get("spatialdata_attrs", {})
+    if attrs.get("region_key") in table.obs:
+        column = table.obs[attrs["region_key"]].astype(str)
+        table.obs[attrs["region_key"]] = pd.Categorical(column)
+        table.uns = dict(table.uns) | {"spatialdata_attrs": {**attrs, "region": list(dict.fromkeys(column))}}
+    annotated = {"labels": dict(data.labels), "shapes": dict(data.shapes)}
+    return SpatialData(images=dict(data.images), tables={table_key: table}, **annotated)
 
 
 def section_column(table: AnnData, library_key: str = _keys.LIBRARY) -> np.ndarray:
@@ -132,6 +142,36 @@ def sections(table: AnnData, library_key: str = _keys.LIBRARY) -> dict[str, np.n
     """Return ``{section name: row numbers}`` in order of first appearance."""
     column = section_column(table, library_key)
     return {str(name): np.flatnonzero(column == name) for name in dict.fromkeys(column)}
+
+
+def known_donors(obs: pd.DataFrame, section: np.ndarray, donor_key: str = _keys.DONOR) -> np.ndarray | None:
+    """Return the donor of every row ``(n_obs,)``, ``None`` where donors are not known.
+
+    A row without one takes that of its section, where this has one donor. Where rows are left, a warning says that
+    donors are not used: any of the others might be theirs.
+
+    Parameters
+    ----------
+    obs
+        Column ``donor_key``, where known.
+    section
+        Section of every row.
+    donor_key
+        Its name.
+    """
+    if donor_key not in obs or obs[donor_key].isna().all():
+        return None
+    donor = pd.Series(obs[donor_key].astype(object).to_numpy())
+    by_section = donor.groupby(np.asarray(section))
+    alone = by_section.transform("first").where(by_section.transform("nunique") == 1)
+    donor = donor.where(donor.notna(), alone)
+    if (gaps := int(donor.isna().sum())) > 0:
+        warn(
+            f"`adata.obs[{donor_key!r}]` is missing for {gaps} rows whose sections do not tell it, so donors are not "
+            "used and serial sections may count as independent. Name the donor of every row."
+        )
+        return None
+    return donor.astype(str).to_numpy(dtype=object)
 
 
 def require_sections(values: Any, names: Iterable[str], *, argument: str) -> None:

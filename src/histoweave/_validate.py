@@ -13,6 +13,8 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
+AT_ONCE = 1_000_000  # values looked at together, so that a check takes no memory to speak of
+
 
 class HistoweaveWarning(UserWarning):
     """A stated fallback: the result is valid, but not quite what the call may have meant."""
@@ -107,11 +109,8 @@ def require_matrix(values: Any, n_rows: int, *, name: str) -> np.ndarray:
     return array
 
 
-def require_counts(matrix: Any, *, where: str, sample: int = 1_000_000) -> None:
-    """Raise ``ValueError`` unless the values are raw counts: finite, non-negative, whole numbers.
-
-    Looks at all stored values for NaN and negatives and at the first ``sample`` for fractions.
-    """
+def require_counts(matrix: Any, *, where: str) -> None:
+    """Raise ``ValueError`` unless all stored values are raw counts: finite, non-negative, whole numbers."""
     values = matrix.data if sp.issparse(matrix) else np.asarray(matrix).ravel()
     if values.size == 0:
         return
@@ -125,8 +124,8 @@ def require_counts(matrix: Any, *, where: str, sample: int = 1_000_000) -> None:
     if low < 0:
         msg = f"{where} has negative values (minimum {low:g}); raw counts are needed. Were they scaled?"
         raise ValueError(msg)
-    head = values[:sample]
-    if np.any(head != np.floor(head)):
+    pieces = range(0, 0 if np.issubdtype(values.dtype, np.integer) else values.size, AT_ONCE)
+    if any(np.any(piece != np.floor(piece)) for piece in (values[i : i + AT_ONCE] for i in pieces)):
         msg = (
             f"{where} has fractional values (maximum {values.max():g}): these look normalised or "
             "log-transformed, and raw counts are needed. Point to the raw counts with `layer=`."

@@ -95,7 +95,8 @@ def _add_classify(commands) -> None:
     )
     classify.add_argument("--name", metavar="NAME", help="legacy ST: name of the section")
     classify.add_argument("--hide-blocks", type=_fraction, metavar="FRACTION",
-                          help="hide this share of the labels, in blocks, and score on them")  # fmt: skip
+                          help="hide about this share of the labels, in whole blocks (1/2, 1/3, 1/4 ...) and a buffer "
+                               "around them, and score on the blocks")  # fmt: skip
     _add_run_options(classify)
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 
+from histoweave._validate import HistoweaveWarning
 from histoweave.models._inner_groups import APART, inner_groups, kept_together
 
 
@@ -71,3 +72,16 @@ def test_only_blocks_need_distance():
     steps = np.linalg.norm(own[1:8, 1:] - own[:7, 1:], axis=1)
     np.testing.assert_allclose(steps, steps[0])  # neighbours of a row of the grid
     assert other[:, 0].min() - own[:, 0].max() == APART
+
+
+def test_gaps_among_donors_are_filled_from_the_section_or_said():
+    frame, xy = spots(3, 6)
+    everything = np.ones(len(frame), dtype=bool)
+    gaps = frame.copy()
+    gaps.loc[[0, 70], "donor"] = np.nan
+    groups, kind = kept_together(gaps, xy, everything)
+    assert kind == "donor"
+    assert (groups == frame["donor"]).all()
+    gaps.loc[gaps["library_id"] == "4", "donor"] = None
+    with pytest.warns(HistoweaveWarning, match="is missing for 64 rows.*Name the donor of every row"):
+        assert kept_together(gaps, xy, everything)[1] == "section"

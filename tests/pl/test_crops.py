@@ -47,6 +47,12 @@ def test_without_groups(cropped):
     assert not ax.get_yticklabels()
 
 
+def test_rows_without_a_crop_are_not_drawn(cropped):
+    cropped.obs["crops_available"] = np.arange(cropped.n_obs) % 2 == 0
+    for options in ({}, {"groupby": None}):
+        assert (cells(hw.pl.crops(cropped, n=4, **options)) % 2 == 0).all()
+
+
 def test_lazy_crops(cropped):
     eager = cells(hw.pl.crops(cropped, n=4))
     cropped.obsm["crops"] = da.from_array(cropped.obsm["crops"], chunks=(7, 16, 16, 3))

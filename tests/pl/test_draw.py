@@ -45,6 +45,9 @@ def test_numbers_as_labels_are_classes_once_predicted(table):
 def test_class_names_are_trimmed_and_empty_ones_missing():
     names = _draw.class_names(pd.Series([" a", 1.0, None, "", np.nan, "b"]))
     assert list(names) == ["a", "1", None, None, None, "b"]
+    for kind in ("string", object):
+        assert list(_draw.class_names(pd.Series([" a", pd.NA, "b"], dtype=kind))) == ["a", None, "b"]
+    assert list(_draw.class_names(pd.Series([True, pd.NA], dtype="boolean"))) == ["True", None]
 
 
 @pytest.mark.parametrize("shape", [(1500, 900), (1501, 30), (4000, 7001)])

@@ -81,6 +81,13 @@ def test_scores_models_above_nulls_best_first(results):
     assert dots[0].get_color() != dots[2].get_color() == dots[3].get_color()
 
 
+def test_scores_of_errors_have_the_smallest_first(results):
+    ax = hw.pl.scores(results.rename(columns={"macro_f1": "log_loss"}), metric="log_loss")
+    assert names(ax.get_yticklabels()) == ["image", "fused", "majority", "depth"]
+    (dotted,) = [line for line in ax.lines if line.get_linestyle() == ":"]
+    np.testing.assert_allclose(dotted.get_xdata(), 0.1)
+
+
 def test_scores_leaves_out_missing_folds(results):
     results.loc[3, "macro_f1"] = np.nan  # of 0.75, 0.80 and 0.85 the first
     assert hw.pl.scores(results).texts[0].get_text() == "0.83"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -45,6 +46,11 @@ def test_bars_are_stored_numbers(explained):
     assert names(regions) == ["tumour", "fat"]
     assert [label.get_fontweight() for label in regions.get_yticklabels()] == ["normal", "bold"]
     assert crop.get_title() == "crops"
+    explained.uns["explain_spot"]["crop_um"] = {"crops": 110.0}
+    figure, own = plt.subplots(1, 4)
+    figure.suptitle("mine")
+    assert hw.pl.explain_spot(explained, ax=own)[0, 0].get_title() == "crops, 110 µm"
+    assert figure.get_suptitle() == "mine"
 
 
 def test_map_colours_only_what_speaks_for_the_region(explained):

@@ -41,6 +41,13 @@ def test_values_are_those_of_the_metrics(table):
     assert found["silhouette_batch"] == pytest.approx(mixing["silhouette_batch"])
 
 
+def test_one_gap_among_donors_changes_nothing(table):
+    table.obs["donor"] = table.obs["library_id"].map({f"section_{i}": f"d{i % 2}" for i in range(1, 5)}).astype(object)
+    expected = hw.tl.embedding_quality(table, keys="X_image")
+    table.obs.loc[table.obs_names[0], "donor"] = np.nan
+    pd.testing.assert_frame_equal(hw.tl.embedding_quality(table, keys="X_image"), expected)
+
+
 def test_good_and_bad_embeddings_end_on_the_right_side(table):
     found = hw.tl.embedding_quality(table)
     share = (found["value"] - found["floor"]) / (found["ceiling"] - found["floor"])

@@ -72,3 +72,13 @@ def test_refusals(fitted, new):
     with pytest.raises(TypeError, match="RegionClassifier"):
         hw.tl.explain_spot(new, "model", spot=spot)
     assert "explain_spot" not in new.uns
+
+
+def test_several_sections_of_a_spatialdata_are_those_of_the_table(fitted, new):
+    spot = new.obs_names[130]
+    sdata = hw.io.from_anndata(new)
+    with_sdata, with_table = (hw.tl.explain_spot(data, fitted, spot=spot, n_cells=2) for data in (sdata, new))
+    assert with_sdata["region"] == with_table["region"]
+    np.testing.assert_allclose(with_sdata["genes"]["contribution"], with_table["genes"]["contribution"], atol=1e-6)
+    assert with_sdata["crop_um"] == {"crops": 110.0}
+    assert set(sdata["table"].uns["spatialdata_attrs"]["region"]) == {"section_3", "section_4"}

@@ -56,6 +56,8 @@ def test_missing_programmes_are_named_and_bad_input_changes_nothing(section, tmp
         hw.tl.gene_programmes(section, programmes={"a": "GENE0001"})
     with pytest.raises(FileNotFoundError, match=r"none\.gmt"):
         hw.tl.gene_programmes(section, programmes=tmp_path / "none.gmt")
+    with pytest.raises(ValueError, match="`top_share=0.001` of .* genes is the best one alone.*pass more than"):
+        hw.tl.gene_programmes(section, programmes={"a": section.var_names[:5].tolist()}, top_share=0.001)
     section.layers["counts"] = section.X / 2
     with pytest.raises(ValueError, match="raw counts"):
         hw.tl.gene_programmes(section, programmes={"a": section.var_names[:5].tolist()})

@@ -44,6 +44,24 @@ def test_hidden_markers_of_a_new_section_are_recovered_above_both_nulls(two, mod
         assert mean.loc["model", "rmse"] < 0.95 * mean.loc[null, "rmse"], null
 
 
+def test_scores_are_of_the_values_that_are_written(two, model):
+    new = two[two.obs["library_id"] == "section_2"].copy()
+    genes = new.var_names[:90]  # most at once, so that little is left to predict them from
+    scores = hw.tl.impute(new, model=model, genes=genes)
+    assert set(scores["gene"]) == set(genes)
+    counts = new.layers["counts"].toarray()
+    log = np.log1p(counts / counts.sum(axis=1, keepdims=True) * model._target)
+    own = scores[scores["method"] == "model"].set_index("gene")
+    for gene in genes[:5]:
+        place = new.var_names.get_loc(gene)
+        written = new.layers["imputed"][:, place]
+        assert own.loc[gene, "pearson"] == pytest.approx(np.corrcoef(log[:, place], written)[0, 1], abs=1e-4)
+    one = hw.tl.impute(new, model=model, genes=genes[0])
+    assert set(one["gene"]) == {genes[0]}
+    with pytest.raises(TypeError, match="must be a `hw.models.GeneAutoencoder`, got GenePCA"):
+        hw.tl.impute(new, model=hw.models.GenePCA(5).fit(new))
+
+
 def test_layer_holds_the_models_values_at_their_genes(two, model):
     part = two[::3, ::-1].copy()
     assert hw.tl.impute(part, model=model, score=False) is None

@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from histoweave import _keys
-from histoweave._resolve import section_column, sections
+from histoweave._resolve import known_donors, section_column, sections
 from histoweave._validate import listing, require_key, warn
 from histoweave.pp._blocks import cut_blocks, reach_px
 from histoweave.pp._folds import require_finite
@@ -108,9 +108,10 @@ def kept_together(spots: pd.DataFrame, xy: np.ndarray | None, labelled: np.ndarr
     labelled
         Mask of the labelled rows.
     """
-    for kind, key in (("donor", _keys.DONOR), ("section", _keys.LIBRARY)):
-        if key in spots and spots[key].notna().all() and spots.loc[labelled, key].nunique() >= 3:
-            return spots[key].astype(str).to_numpy(), kind
+    section = spots[_keys.LIBRARY].astype(str).to_numpy()
+    for kind, names in (("donor", known_donors(spots, section)), ("section", section)):
+        if names is not None and len(set(names[labelled])) >= 3:
+            return names, kind
     return tissue_blocks(spots[_keys.LIBRARY].to_numpy(), xy), "row" if xy is None else "block"
 
 

@@ -14,7 +14,7 @@ from anndata import AnnData
 
 from histoweave import _keys
 from histoweave._random import rng
-from histoweave._resolve import sections
+from histoweave._resolve import known_donors, sections
 from histoweave._validate import warn
 from histoweave.models._base import Arrays, prefixed, subset
 from histoweave.models._cloud import N_COMPONENTS, Cloud
@@ -259,9 +259,10 @@ def _folds(part: np.ndarray) -> np.ndarray:
 
 def _parts(light: AnnData, donor_key: str) -> np.ndarray:
     """Return what is held out together: donors where there are several, else sections, else parts of the only one."""
-    for key in (donor_key, _keys.LIBRARY):
-        if key in light.obs and light.obs[key].notna().all() and light.obs[key].nunique() > 1:
-            return light.obs[key].astype(str).to_numpy()
+    section = light.obs[_keys.LIBRARY].astype(str).to_numpy()
+    for names in (known_donors(light.obs, section, donor_key), section):
+        if names is not None and len(set(names)) > 1:
+            return names
     xy = light.obsm.get(_keys.SPATIAL)
     blocks = tissue_blocks(light.obs[_keys.LIBRARY].to_numpy(), xy)
     return (pd.factorize(blocks)[0] % N_PARTS).astype(str)

@@ -11,7 +11,7 @@ import pandas as pd
 from histoweave import _keys
 from histoweave._random import SeedLike, rng
 from histoweave._record import recorded
-from histoweave._resolve import get_table
+from histoweave._resolve import crops_available, get_table
 from histoweave._validate import require_key, require_number
 from histoweave.pl import _draw
 from histoweave.pl._mosaic import draw_mosaic, name_lines, size_bar
@@ -81,7 +81,8 @@ def crops(
         found = f"{getattr(stack, 'dtype', type(stack).__name__)} {np.shape(stack)}"
         msg = f"`adata.obsm[{crops_key!r}]` must hold uint8 crops (n_obs, height, width, 3), got {found}."
         raise ValueError(msg)
-    groups = chosen_rows(table, groupby, n, rng(random_state))
+    available = np.flatnonzero(crops_available(table, crops_key))
+    groups = [(name, available[r]) for name, r in chosen_rows(table[available], groupby, n, rng(random_state))]
     lines = [list(np.asarray(stack[rows])) for _, rows in groups]
     ax = draw_mosaic(lines, n_columns=n, ax=ax)
     if groupby is not None:

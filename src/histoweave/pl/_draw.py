@@ -59,8 +59,8 @@ def new_axes(ax: Any, n_rows: int, n_columns: int, panel: tuple[float, float]) -
 
 def class_names(column: pd.Series) -> np.ndarray:
     """Return the class of every row as text, ``None`` where it is missing."""
-    names = column.astype(object).map(label_name, na_action="ignore").to_numpy(dtype=object)
-    return np.where(pd.isna(names) | (names == ""), None, names)
+    pairs = zip(column, column.isna(), strict=True)
+    return np.array([None if missing else label_name(value) or None for value, missing in pairs], dtype=object)
 
 
 def is_continuous(table: AnnData, key: str) -> bool:

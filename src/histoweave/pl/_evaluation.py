@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
 
+ERRORS = ("log_loss", "brier", "ece")  # of which less is better
 _MODEL, _NULL = "#0072B2", "#8C8C8C"
 
 
@@ -136,7 +137,8 @@ def scores(results: pd.DataFrame, *, metric: str = "macro_f1", ax: Axes | None =
 
     Returns
     -------
-    The Axes; arms from the best mean down, the dotted line at the best null.
+    The Axes; arms from the best mean down, the dotted line at the best null. Of errors (``log_loss``, ``brier``,
+    ``ece``) the smallest is best.
 
     Raises
     ------
@@ -170,7 +172,7 @@ def scores(results: pd.DataFrame, *, metric: str = "macro_f1", ax: Axes | None =
         msg = f"`results[{metric!r}]` holds no finite score."
         raise ValueError(msg)
     means = known.groupby(["kind", "arm"], observed=True)[metric].mean().reset_index()
-    order = means.sort_values(["kind", metric], ascending=[True, False], ignore_index=True)
+    order = means.sort_values(["kind", metric], ascending=[True, metric in ERRORS], ignore_index=True)
     ax = _draw.new_axes(ax, 1, 1, panel=(6.0, 0.9 + 0.36 * len(order)))[0, 0]
     for place, (kind, arm, mean) in enumerate(order.itertuples(index=False)):
         color = _MODEL if kind == "model" else _NULL
@@ -181,7 +183,7 @@ def scores(results: pd.DataFrame, *, metric: str = "macro_f1", ax: Axes | None =
                     textcoords="offset points", va="center", fontsize=9, color=color)  # fmt: skip
     nulls = order.loc[order["kind"] == "null", metric]
     if len(nulls):
-        ax.axvline(nulls.max(), color=_NULL, lw=1, ls=":", zorder=0)
+        ax.axvline(nulls.min() if metric in ERRORS else nulls.max(), color=_NULL, lw=1, ls=":", zorder=0)
     ax.set_yticks(range(len(order)), order["arm"])
     for label, kind in zip(ax.get_yticklabels(), order["kind"], strict=True):
         label.set_color("black" if kind == "model" else _NULL)

@@ -9,7 +9,6 @@ import pandas as pd
 
 from histoweave import _keys
 from histoweave._maps import spread
-from histoweave._record import recorded
 from histoweave._resolve import get_table
 from histoweave._validate import require_key, require_number
 from histoweave.pl import _draw
@@ -81,7 +80,7 @@ def explain_spot(
     for panel, name in zip(axes[0], scales, strict=False):
         panel.imshow(_under_map(found["crops"][name], found["maps"][name], top, cmap, alpha))
         panel.set(xticks=[], yticks=[])
-        size = recorded(table, name).get("size_um", {}).get(found["section"])
+        size = found.get("crop_um", {}).get(name)
         panel.set_title(name + (f", {float(size):.0f} µm" if size is not None else ""), fontsize=10)
     genes, modalities, regions = axes[0, len(scales) :]
     largest = found["genes"].reindex(found["genes"]["contribution"].abs().sort_values(ascending=False).index)[:n_genes]
@@ -94,7 +93,8 @@ def explain_spot(
     regions.set_xlim(0, 1)
     for tick in regions.get_yticklabels():
         tick.set_fontweight("bold" if tick.get_text() == found["region"] else "normal")
-    axes[0, 0].figure.suptitle(f"{found['spot']}: {found['region']}", fontsize=11)
+    if ax is None:  # else the figure is the user's
+        axes[0, 0].figure.suptitle(f"{found['spot']}: {found['region']}", fontsize=11)
     return axes
 
 

@@ -11,7 +11,7 @@ from anndata import AnnData
 
 from histoweave import _keys, metrics
 from histoweave._random import child_seeds, rng
-from histoweave._resolve import get_table, section_column
+from histoweave._resolve import get_table, known_donors, section_column
 from histoweave._settings import track
 from histoweave._validate import require_choice, require_labels, require_number, warn
 from histoweave.metrics._neighbours import METRICS
@@ -129,8 +129,9 @@ def _labels(table: AnnData, labels_key: str | None) -> np.ndarray:
 
 def _apart(table: AnnData, section: np.ndarray, blocks: np.ndarray, donor_key: str) -> np.ndarray:
     """What a query may not find: its donor, else its section, else its block, the widest of which there are two."""
-    if donor_key in table.obs and table.obs[donor_key].notna().all() and table.obs[donor_key].nunique() > 1:
-        return table.obs[donor_key].astype(str).to_numpy(dtype=object)
+    donor = known_donors(table.obs, section, donor_key)
+    if donor is not None and len(set(donor)) > 1:
+        return donor
     return section if len(set(section)) > 1 else blocks
 
 

@@ -82,7 +82,8 @@ def explain_spot(
     ``modality``, ``contribution`` and ``log_contribution`` (Shapley values, see :func:`modality_contribution`);
     ``genes``, a DataFrame of ``gene``, ``contribution`` (how much the log probability falls when the gene is put at its
     mean over the section) and ``value`` (log-normalised, less that mean), best first; ``maps`` and ``crops``,
-    dictionaries of arrays by ``obsm`` key of the crops. What the spot or the model lacks is empty.
+    dictionaries of arrays by ``obsm`` key of the crops, and ``crop_um``, their sides in um where known. What the spot
+    or the model lacks is empty.
 
     Raises
     ------
@@ -105,7 +106,7 @@ def explain_spot(
     >>> clf = hw.models.RegionClassifier().fit(adata)
     >>> found = hw.tl.explain_spot(adata, clf, spot=adata.obs_names[0])
     >>> sorted(found)
-    ['crops', 'genes', 'maps', 'modalities', 'probability', 'region', 'section', 'spot']
+    ['crop_um', 'crops', 'genes', 'maps', 'modalities', 'probability', 'region', 'section', 'spot']
     """
     if not isinstance(model, RegionClassifier):
         msg = f"`model` must be a `hw.models.RegionClassifier`, got {type(model).__name__}."
@@ -153,6 +154,7 @@ def explain_spot(
         "genes": ends.reset_index(drop=True),
         "maps": {key: values.astype(np.float32) for key, values in maps.items()},
         "crops": {key: np.asarray(light.obsm[key][row]) for key in scales},
+        "crop_um": {key: float(model._sizes[key]) for key in scales if model._sizes[key] is not None},
     }
     table.uns[key_added] = result
     params = {"spot": spot, "target": target, "image_method": method, "n_cells": n_cells, "n_genes": n_genes}

@@ -11,12 +11,12 @@ import pandas as pd
 from histoweave import _keys
 from histoweave._record import record
 from histoweave._resolve import working_copy
+from histoweave.models.gene_autoencoder import GeneAutoencoder
+from histoweave.models.gene_autoencoder._apply import gene_list
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
-
-    from histoweave.models import GeneAutoencoder
 
 
 def impute(
@@ -89,13 +89,13 @@ def impute(
     """
     _, table = working_copy(data, table_key)
     keys = {"layer": layer, "library_key": library_key}
-    predicted = model.impute(table, genes=genes, **keys)
-    scores = None
+    if not isinstance(model, GeneAutoencoder):
+        msg = f"`model` must be a `hw.models.GeneAutoencoder`, got {type(model).__name__}."
+        raise TypeError(msg)
+    genes = gene_list(genes)
+    predicted, scores = model.impute(table, genes=genes, **keys), None
     if score:
-        all_genes = predicted if genes is None else None
-        scores = model.score_imputation(table, predicted=all_genes, n_rings=n_rings, spatial_key=spatial_key, **keys)
-        if genes is not None:
-            scores = scores[scores["gene"].isin(list(genes))].reset_index(drop=True)
+        scores = model.score_imputation(table, predicted=predicted, n_rings=n_rings, spatial_key=spatial_key, **keys)
     column = pd.Series(model.alignment(table)._columns, index=model.genes)[predicted.columns].to_numpy()
     here = column >= 0
     values = np.full(table.shape, np.nan, dtype=np.float32)
@@ -103,7 +103,7 @@ def impute(
     table.layers[key_added] = values
     if not here.all():
         table.obsm[key_added] = predicted.loc[:, ~here]
-    params = {"genes": None if genes is None else list(genes), "layer": layer}
+    params = {"genes": genes, "layer": layer}
     record(
         table, key_added, "tl.impute", params, sections_seen=model.sections_seen, packages=("torch",),
         n_genes=predicted.shape[1],

@@ -15,6 +15,7 @@ from histoweave._random import rng
 from histoweave._record import record
 from histoweave._resolve import section_column, sections, working_copy
 from histoweave._validate import (
+    label_name,
     require_choice,
     require_key,
     require_labels,
@@ -268,7 +269,7 @@ def _share_below(values: np.ndarray, among: np.ndarray) -> np.ndarray:
 
 
 def _labelled(table: AnnData, labels_key: str) -> np.ndarray:
-    if labels_key not in table.obs or table.obs[labels_key].isna().all():
+    if labels_key not in table.obs or not table.obs[labels_key].dropna().map(label_name).astype(bool).any():
         return np.zeros(table.n_obs, dtype=bool)
     return require_labels(table, labels_key, min_classes=1).notna().to_numpy()
 

@@ -14,7 +14,7 @@ from histoweave import _keys
 from histoweave._random import child_seeds, rng
 from histoweave._resolve import get_table, replace_table, section_column
 from histoweave._settings import track
-from histoweave._validate import listing, require_choice, require_key, require_labels, require_number, warn
+from histoweave._validate import label_name, listing, require_choice, require_key, require_labels, require_number, warn
 from histoweave.metrics import per_class
 from histoweave.models import RegionClassifier
 from histoweave.pp._folds import Fold
@@ -235,7 +235,7 @@ def _sets(table: AnnData, group_key: str, wanted: Mapping[str, Any], library_key
         column = table.obs[group_key].astype(str).to_numpy()
     out = {}
     for argument, names in wanted.items():
-        names = [names] if isinstance(names, str) else [str(name) for name in names]
+        names = [label_name(name) for name in ([names] if np.ndim(names) == 0 else names)]
         for name in names:
             require_choice(name, tuple(dict.fromkeys(column)), argument=argument)
         out[argument] = np.isin(column, names)

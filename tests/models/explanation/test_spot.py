@@ -65,11 +65,11 @@ def test_grad_cam_is_of_the_network_where_statistics_stand_beside_it(table):
     np.testing.assert_allclose(head.weight.numpy(), (own.coef / own.sd)[:, :4] @ mapped, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("genes", ["pca", "masked"])
+@pytest.mark.parametrize("genes", ["pca", "masked", "masked with neighbours"])
 def test_hidden_gene_is_the_change_of_the_table(clf, table, genes):
     model, row = clf, 37
-    if genes == "masked":
-        options = {"n_latent": 8, "max_epochs": 1, "validation_fraction": 0}
+    if genes != "pca":
+        options = {"n_latent": 8, "max_epochs": 1, "validation_fraction": 0, "neighbours": "neighbours" in genes}
         model = hw.models.RegionClassifier(
             image=None, genes="masked", gene_options=options, fusion_options={"heads": "linear"}
         ).fit(table)
@@ -90,10 +90,16 @@ def test_hidden_gene_is_the_change_of_the_table(clf, table, genes):
         changed[row, column] = np.expm1(log[:, column].mean()) * depth[row] / target
         shift = np.zeros_like(log)
         shift[row, column] = log[:, column].mean() - log[row, column]
-        own = encoder._map.apply(encoder._scaler.transform(log, {"section_1": np.arange(100)}) + shift)
-        moved = one.log_probability("gene", own[[row]])[0]
-        whole = np.log(model.predict_proba(table).to_numpy()[row, one.region])
-        assert found.loc[gene, "contribution"] == pytest.approx(whole - moved, abs=1e-3)
+        own = encoder._map.apply(encoder._scaler.transform(log, {"section_1": np.arange(100)}) + shift)[[row]]
+    else:
+        rows = encoder._rows(encoder._aligned(table, None, "library_id"))
+        at = torch.tensor([row])
+        x, around, shown = rows.log_batch(at).clone(), rows.around_batch(at), torch.zeros((1, 80), dtype=torch.bool)
+        x[0, encoder.genes.index(gene)] = 0
+        own = encoder._net.hide(x, shown, around, shown).detach().numpy()
+    moved = one.log_probability("gene", own)[0]
+    whole = np.log(model.predict_proba(table).to_numpy()[row, one.region])
+    assert found.loc[gene, "contribution"] == pytest.approx(whole - moved, abs=1e-3)
 
 
 def test_head_is_the_classifier_s_own_linear_head(table):

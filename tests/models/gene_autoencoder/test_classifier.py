@@ -178,6 +178,9 @@ def test_the_same_seed_gives_the_same_model(fitted, encoder, known, new):
 
 
 def test_bad_arguments(encoder, known):
+    around = GeneAutoencoder(4, widths=(8,), max_epochs=1, neighbours=True).fit(known)
+    with pytest.raises(ValueError, match="trained with `neighbours=True`"):
+        GeneClassifier(around)
     with pytest.raises(RuntimeError, match="not fitted"):
         GeneClassifier(GeneAutoencoder())
     with pytest.raises(TypeError, match="must be a fitted GeneAutoencoder or GenePCA, got str"):

@@ -16,7 +16,7 @@ from histoweave._resolve import sections
 from histoweave.models.explanation._attribution import choose_layers, grad_cam, prepared
 from histoweave.models.explanation._contribution import logarithm
 from histoweave.models.gene_autoencoder._apply import Applied
-from histoweave.models.gene_autoencoder._finetune import LinearEncoder, TunedEncoder
+from histoweave.models.gene_autoencoder._finetune import LinearEncoder
 from histoweave.models.gene_autoencoder._views import Views
 from histoweave.models.image_encoder._module import set_scale
 from histoweave.models.region_classifier import RegionClassifier
@@ -96,15 +96,16 @@ class Spot:
         expression = encoder._aligned(self.light, None, _keys.LIBRARY, quiet=True)
         views = Views(encoder, expression, [])
         x = views.batch(np.array([self.row]))[0]
-        network = (
-            TunedEncoder(encoder._net, 0) if isinstance(encoder, Applied) else LinearEncoder(encoder._map)
-        ).eval()
-        network = network.to(views.device)
         genes = torch.nonzero(views.present & (x[0] != 0)).ravel()
         variants = torch.cat([x.repeat(len(genes), 1), x])  # the last one stays whole
         variants[torch.arange(len(genes)), genes] = 0
-        with torch.inference_mode():
-            values = network(variants, views.present).cpu().numpy()
+        if isinstance(encoder, Applied):
+            around = views.around(np.array([self.row]))
+            around = None if around is None else around.expand(len(variants), -1)
+            hidden = torch.zeros((1, len(encoder.genes)), dtype=torch.bool, device=views.device)
+            values = encoder.embed_batch(variants, views.present, around, hidden)
+        else:
+            values = LinearEncoder(encoder._map)(variants, views.present).cpu().numpy()
         found = self.log_probability("gene", values)
         genes = genes.cpu().numpy()
         frame = pd.DataFrame({"gene": np.asarray(encoder.genes)[genes], "contribution": found[-1] - found[:-1],

@@ -56,6 +56,12 @@ def recovery_area(counts: sp.csr_matrix, members: np.ndarray, top_share: float) 
     """
     n_genes = counts.shape[1]
     last = int(np.ceil(top_share * n_genes))
+    if last < 2:
+        msg = (
+            f"`top_share={top_share}` of {n_genes} genes is the best one alone, under whose curve there is no area: "
+            f"pass more than {1 / n_genes:.3g}, or `method='zscore'`."
+        )
+        raise ValueError(msg)
     # a gene at rank r of the top adds last - r to the area; running sums give the mean over any stretch of ranks
     gain = np.maximum(last - np.arange(1, n_genes + 1), 0).astype(float)
     running = np.concatenate([[0.0], np.cumsum(gain)])

@@ -28,6 +28,11 @@ HIDDEN_GROUPS = 5  # in imputation each gene is hidden together with a fifth of 
 BATCH = 2048  # rows at a time without gradients
 
 
+def gene_list(genes: Sequence[str] | str | None) -> list[str] | None:
+    """Return names of genes as a list, ``None`` where none are asked for."""
+    return genes if genes is None else [genes] if isinstance(genes, str) else [str(gene) for gene in genes]
+
+
 class Applied(GeneEncoder):
     """The half of :class:`GeneAutoencoder` that needs no training."""
 
@@ -72,10 +77,27 @@ class Applied(GeneEncoder):
         hidden = hidden.to(rows.device)
         out = np.full((len(rows.usable), self.n_latent), np.nan, dtype=np.float32)
         for part, x, around in self._batches(rows):
-            x = self._net.complete(x, present, around)
-            total = sum(self._net.hide(x, row[None], around, row[None]) for row in hidden)
-            out[part] = (total / len(hidden)).cpu().numpy()
+            out[part] = self.embed_batch(x, present, around, hidden)
         return out
+
+    @torch.inference_mode()
+    def embed_batch(
+        self, x: torch.Tensor, present: torch.Tensor, around: torch.Tensor | None, hidden: torch.Tensor
+    ) -> np.ndarray:
+        """Return the embedding ``(n, n_latent)`` of centred log values, the mean over what is hidden.
+
+        Parameters
+        ----------
+        x, around
+            Centred log values ``(n, genes)`` of rows, and of their neighbours where the network is shown them.
+        present
+            Mask of the genes that the table has.
+        hidden
+            Masks ``(n_masks, genes)`` of the genes to hide, each in a pass of its own.
+        """
+        x = self._net.complete(x, present, around)
+        total = sum(self._net.hide(x, row[None], around, row[None]) for row in hidden)
+        return (total / len(hidden)).cpu().numpy()
 
     def impute(
         self,
@@ -112,6 +134,7 @@ class Applied(GeneEncoder):
         """
         require_fitted(self, "genes")
         table = get_table(data, table_key)
+        genes = gene_list(genes)
         number = {gene: i for i, gene in enumerate(self.genes)}
         unknown = [gene for gene in genes or [] if gene not in number]
         if unknown:
@@ -137,7 +160,7 @@ class Applied(GeneEncoder):
                 z = self._net.hide(x, ~visible[None], around, ~visible[None])
                 found = self._net.decode(z, section[part])
                 out[np.ix_(part, group)] = self._log_values(found, means[rows.section_number[part]])[:, group]
-        wanted = list(self.genes) if genes is None else list(genes)
+        wanted = list(self.genes) if genes is None else genes
         return pd.DataFrame(out[:, [number[g] for g in wanted]], index=table.obs_names, columns=wanted)
 
     def _log_values(self, found: dict[str, torch.Tensor], means: np.ndarray) -> np.ndarray:
@@ -166,7 +189,7 @@ class Applied(GeneEncoder):
         data
             AnnData or SpatialData object with coordinates or array positions.
         predicted
-            What :meth:`impute` returned for all genes of the same data; by default it is asked here.
+            What :meth:`impute` returned for the same data; its genes are scored. By default it is asked here, for all.
         n_rings
             Rings of neighbours that the second null averages.
         layer, library_key
@@ -186,18 +209,19 @@ class Applied(GeneEncoder):
         Raises
         ------
         ValueError
-            As for :meth:`impute`; or ``predicted`` is of other rows, or not of all genes.
+            As for :meth:`impute`; or ``predicted`` is of other rows or genes.
         """
         require_fitted(self, "genes")
         table = get_table(data, table_key)
         if predicted is None:
             predicted = self.impute(table, layer=layer, library_key=library_key)
-        elif not (predicted.index.equals(table.obs_names) and set(self.genes) <= set(predicted.columns)):
-            msg = "`predicted` has not the rows of `data` and all genes of the model. Pass what `impute(data)` returns."
+        elif not (predicted.index.equals(table.obs_names) and set(predicted.columns) <= set(self.genes)):
+            msg = "`predicted` has not the rows of `data`, or other genes. Pass what `impute(data)` returns."
             raise ValueError(msg)
         rows = self._rows(self._aligned(table, layer, library_key, quiet=True))
+        scored = np.isin(self.genes, predicted.columns) & rows.present
         return imputation_scores(
-            table, rows, predicted[list(self.genes)].to_numpy()[:, rows.present], np.asarray(self.genes)[rows.present],
+            table, rows, predicted[np.asarray(self.genes)[scored]].to_numpy(), scored, np.asarray(self.genes)[scored],
             n_rings=n_rings, library_key=library_key, spatial_key=spatial_key,
         )  # fmt: skip
 

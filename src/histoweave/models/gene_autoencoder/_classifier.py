@@ -120,6 +120,12 @@ class GeneClassifier(Classified):
             msg = f"`encoder` must be a fitted GeneAutoencoder or GenePCA, got {type(encoder).__name__}."
             raise TypeError(msg)
         require_fitted(encoder, "genes")
+        if getattr(encoder, "neighbours", False):
+            msg = (
+                "`encoder` was trained with `neighbours=True`, and the classifier looks at spots and rings of "
+                "neighbours by themselves (`n_rings`). Pass one trained without."
+            )
+            raise ValueError(msg)
         if isinstance(encoder, GenePCA) and strategy != "frozen":
             msg = f"`strategy={strategy!r}` tunes a network; principal components go with 'frozen'."
             raise ValueError(msg)

@@ -27,7 +27,7 @@ LOADINGS = ("auto", "dense", "sparse")
 def variable_genes(table: AnnData, layer: str | None, n_top_genes: int, library_key: str) -> list[str]:
     """Return the genes marked in ``var["highly_variable"]``, else the most variable ones of at most 20,000 rows."""
     if "highly_variable" in table.var:
-        chosen = table.var["highly_variable"].to_numpy(dtype=bool)
+        chosen = table.var["highly_variable"].to_numpy(dtype=bool, na_value=False)
     else:
         rows = canonical_order(table, library_key)
         if len(rows) > VARIABLE_ROWS:

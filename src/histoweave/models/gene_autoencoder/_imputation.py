@@ -18,6 +18,7 @@ def imputation_scores(
     table: AnnData,
     rows: Rows,
     predicted: np.ndarray,
+    scored: np.ndarray,
     genes: Sequence[str],
     *,
     n_rings: int,
@@ -33,13 +34,15 @@ def imputation_scores(
     rows
         Its aligned expression.
     predicted
-        Predicted log values ``(n_obs, genes present)``.
+        Predicted log values ``(n_obs, genes scored)``.
+    scored
+        Mask of the model's genes that are scored; the table has them.
     genes
-        Names of the genes present.
+        Their names.
     n_rings, library_key, spatial_key
         As there.
     """
-    truth = rows.log[:, rows.present].toarray()
+    truth = rows.log[:, scored].toarray()
     truth[~rows.usable] = np.nan
     rings = ring_graphs(table, n_rings=n_rings, library_key=library_key, spatial_key=spatial_key)
     around = context_features(truth, [sum(rings[1:], rings[0])])[:, truth.shape[1] :]

@@ -54,6 +54,10 @@ class Views:
         count = np.asarray(weights.sum(axis=1)).ravel()
         return (sp.diags(1 / np.maximum(count, 1)) @ weights + sp.diags((count == 0).astype(np.float32))).tocsr()
 
+    def around(self, rows: np.ndarray) -> Tensor | None:
+        """Return the mean of the spots' neighbours where the encoder is shown it, else ``None``."""
+        return self._values.around_batch(torch.from_numpy(rows).to(self.device))
+
     def batch(self, rows: np.ndarray) -> Tensor:
         """Return centred log values, 0 for genes that the table lacks."""
         own = self._values.log_batch(torch.from_numpy(rows).to(self.device))
