@@ -5,7 +5,6 @@ from __future__ import annotations
 import anndata as ad
 import dask.array as da
 import numpy as np
-import pandas as pd
 import pytest
 import spatialdata as sd
 import tifffile
@@ -13,10 +12,8 @@ from spatialdata.models import Image2DModel
 from spatialdata.transformations import Affine, Identity, Scale, Sequence, Translation
 
 from histoweave._resolve import (
-    crops_available,
     get_table,
     has_image,
-    in_tissue,
     section_column,
     section_image,
     sections,
@@ -164,29 +161,13 @@ def test_a_named_column_of_sections_has_to_be_there():
     adata = table("ab")
     with pytest.raises(KeyError, match="`library_key='sample'` is not in `adata.obs`"):
         section_column(adata, "sample")
+    adata.uns["spatialdata_attrs"] = {"region_key": "place", "region": ["p"], "instance_key": "i"}
+    adata.obs["place"] = ["p", None]
     del adata.obs["library_id"]
+    with pytest.raises(ValueError, match=r"obs\['place'\]` is missing for 1 rows"):
+        section_column(adata)
+    del adata.uns["spatialdata_attrs"]
     assert section_column(adata).tolist() == ["section", "section"]
-
-
-@pytest.mark.parametrize("gaps", [pd.NA, np.nan, None])
-def test_a_gap_in_what_says_which_rows_have_crops_says_nothing(gaps):
-    adata = table("aab")
-    assert crops_available(adata, "crops").all()
-    adata.obs["crops_available"] = pd.Series([False, True, gaps], dtype=object, index=adata.obs_names)
-    assert crops_available(adata, "crops").tolist() == [False, True, True]
-    adata.obs["crops_available"] = adata.obs["crops_available"].astype("boolean")
-    assert crops_available(adata, "crops").tolist() == [False, True, True]
-
-
-def test_what_is_on_tissue():
-    adata = table("aab")
-    assert in_tissue(adata).all()
-    for values in ([1, 0, None], ["1", "0", "0"], [True, False, False]):
-        adata.obs["in_tissue"] = pd.Series(values, dtype=object, index=adata.obs_names)
-        assert in_tissue(adata).tolist() == [True, False, False]
-    adata.obs["in_tissue"] = ["True", "False", "True"]
-    with pytest.raises(ValueError, match="must hold 1 and 0, or truth values; it has 'True', 'False'"):
-        in_tissue(adata)
 
 
 # --- images of a SpatialData ---

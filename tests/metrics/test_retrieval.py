@@ -146,3 +146,9 @@ def test_bad_input(change, words):
 def test_sparse_embeddings_are_refused():
     with pytest.raises(TypeError, match="is sparse; pass `X.toarray\\(\\)`"):
         hw.metrics.retrieval(sp.eye(10, format="csr"), ["a", "b"] * 5)
+
+
+def test_one_number_of_neighbours_is_a_list_of_one():
+    X, labels = np.random.default_rng(0).normal(size=(20, 3)), ["a", "b"] * 10
+    one = hw.metrics.retrieval(X, labels, k=3)
+    assert one["recall_at_3"] == hw.metrics.retrieval(X, labels, k=[3])["recall_at_3"]

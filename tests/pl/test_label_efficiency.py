@@ -96,3 +96,9 @@ def test_bad_input(results):
     with pytest.raises(ValueError, match="2 findings .*results\\['finding'\\] == 'tumour'"):
         hw.pl.label_efficiency(several)
     hw.pl.label_efficiency(several[several["finding"] == "necrosis"])
+
+
+def test_an_arm_of_one_panel_only_is_in_the_legend(results):
+    results = results[~((results["arm"] == "depth") & (results["mode"] == "patches"))]
+    axes = hw.pl.label_efficiency(results)
+    assert [text.get_text() for text in axes[-1].get_legend().get_texts()] == ["gene", "majority", "depth"]

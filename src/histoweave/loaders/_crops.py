@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from anndata import AnnData
 
-from histoweave._resolve import crops_available
+from histoweave._obs import crops_available
 from histoweave._settings import track
 from histoweave._validate import require_key
 

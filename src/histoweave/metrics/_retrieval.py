@@ -22,7 +22,7 @@ def retrieval(
     gallery: Any = None,
     gallery_labels: Any = None,
     gallery_groups: Any = None,
-    k: Sequence[int] = (1, 5, 10),
+    k: int | Sequence[int] = (1, 5, 10),
     metric: str = "cosine",
 ) -> dict[str, float]:
     """Score how well the rows nearest to a query are of its class.
@@ -82,6 +82,7 @@ def retrieval(
     >>> scores["recall_at_1"], round(scores["recall_at_1_chance"], 3)
     (1.0, 0.333)
     """
+    k = tuple(np.atleast_1d(k).tolist())
     for number in k:
         require_number(number, argument="k", at_least=1, integer=True)
     rows, found = complete_rows(X, labels=labels)

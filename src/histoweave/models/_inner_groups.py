@@ -10,7 +10,8 @@ import pandas as pd
 from anndata import AnnData
 
 from histoweave import _keys
-from histoweave._resolve import known_donors, section_column, sections
+from histoweave._obs import known_donors
+from histoweave._resolve import section_column, sections
 from histoweave._validate import listing, require_key, warn
 from histoweave.pp._blocks import cut_blocks, reach_px
 from histoweave.pp._folds import require_finite

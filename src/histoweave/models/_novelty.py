@@ -13,8 +13,9 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from histoweave import _keys
+from histoweave._obs import known_donors
 from histoweave._random import rng
-from histoweave._resolve import known_donors, sections
+from histoweave._resolve import sections
 from histoweave._validate import warn
 from histoweave.models._base import Arrays, prefixed, subset
 from histoweave.models._cloud import N_COMPONENTS, Cloud

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from histoweave import _keys
+from histoweave._obs import crops_available
 from histoweave._random import SeedLike, rng
 from histoweave._record import recorded
-from histoweave._resolve import crops_available, get_table
+from histoweave._resolve import get_table
 from histoweave._validate import require_key, require_number
 from histoweave.pl import _draw
 from histoweave.pl._mosaic import draw_mosaic, name_lines, size_bar

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from histoweave import _keys
+from histoweave._obs import crops_available
 from histoweave._random import SeedLike, rng
-from histoweave._resolve import crops_available, get_table, section_column
+from histoweave._resolve import get_table, section_column
 from histoweave._validate import require_choice, require_key, require_matrix, require_number
 from histoweave.metrics._neighbours import METRICS, nearest
 from histoweave.pl import _draw
@@ -201,9 +202,10 @@ def _queries(
     table: AnnData, usable: np.ndarray, names: np.ndarray, rows: Sequence[str] | None, n: int, seed: SeedLike, key: str
 ) -> np.ndarray:
     if rows is not None:
+        rows = [rows] if isinstance(rows, str) else list(rows)
         for row in rows:
             require_key(pd.Series(0, index=table.obs_names), row, where="adata.obs_names", argument="rows")
-        asked = table.obs_names.get_indexer(list(rows))
+        asked = table.obs_names.get_indexer(rows)
         if not usable[asked].all():
             msg = f"`rows` names {int((~usable[asked]).sum())} rows without a crop or values in `adata.obsm[{key!r}]`."
             raise ValueError(msg)

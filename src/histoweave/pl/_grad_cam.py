@@ -272,7 +272,7 @@ def _groups(
     if rows is None:
         places = np.flatnonzero(known)
         return [(name, places[chosen]) for name, chosen in chosen_rows(table[known], groupby, n, rng(random_state))]
-    names = list(rows)
+    names = [rows] if isinstance(rows, str) else list(rows)
     numbers = table.obs_names.get_indexer(names)
     if (numbers < 0).any() or not known[numbers].all() or not names:
         missing = [name for name, i in zip(names, numbers, strict=True) if i < 0 or not known[i]]

@@ -96,7 +96,11 @@ def label_efficiency(
         _curves(panel, found[found["mode"] == name], metric, styles)
         panel.set_title(TITLES.get(name, name), fontsize=10)
     axes[0].set_ylabel(metric.replace("_", " ").replace("f1", "F1"))
-    axes[-1].legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1), borderaxespad=0.3)
+    drawn = {arm: line for panel in axes for line, arm in zip(*panel.get_legend_handles_labels(), strict=True)}
+    drawn = {arm: drawn[arm] for arm in styles if arm in drawn}  # an arm may be in some panels only
+    axes[-1].legend(
+        drawn.values(), drawn, fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1), borderaxespad=0.3
+    )
     limits = np.array([panel.get_ylim() for panel in axes])
     for panel in axes:
         panel.set_ylim(limits.min(), limits.max())

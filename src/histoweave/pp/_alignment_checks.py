@@ -10,7 +10,8 @@ import numpy as np
 from anndata import AnnData
 
 from histoweave._calibration import Calibration, describe, um_per_pixel
-from histoweave._resolve import SectionImage, has_image, in_tissue, is_spatialdata, section_image
+from histoweave._obs import in_tissue
+from histoweave._resolve import SectionImage, has_image, is_spatialdata, section_image
 from histoweave.pp._placement import TissueMap, sample
 from histoweave.pp._tissue import thumbnail, tissue_mask
 

@@ -138,7 +138,7 @@ def expression(
     table.obs["expression_ok"] = ok
     table.var["n_spots"] = n_spots
     table.var["highly_variable"] = variable
-    table.layers[_keys.COUNTS] = counts
+    table.layers[_keys.COUNTS] = counts.copy() if layer not in (None, _keys.COUNTS) else counts
     table.X = log
     params = {
         "n_top_genes": n_top_genes, "target_sum": target_sum, "layer": layer, "min_spots": min_spots,

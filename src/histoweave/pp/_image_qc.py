@@ -8,8 +8,9 @@ import numpy as np
 from anndata import AnnData
 
 from histoweave import _keys
+from histoweave._obs import crops_available
 from histoweave._record import record
-from histoweave._resolve import crops_available, has_image, sections, working_copy
+from histoweave._resolve import has_image, sections, working_copy
 from histoweave._validate import listing, require_key, require_number, warn
 from histoweave.pp._tissue import (
     FALLBACK_OD,

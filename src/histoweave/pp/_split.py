@@ -11,9 +11,10 @@ from anndata import AnnData
 
 from histoweave import _keys
 from histoweave._calibration import um_per_pixel
+from histoweave._obs import require_sections
 from histoweave._random import SeedLike, rng
 from histoweave._record import record
-from histoweave._resolve import require_sections, section_column, working_copy
+from histoweave._resolve import section_column, working_copy
 from histoweave._validate import (
     listing,
     require_choice,

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histoweave import _keys
+from histoweave._obs import crops_available
 from histoweave._random import SeedLike, child_seeds
 from histoweave._record import plain, record, recorded, versions
-from histoweave._resolve import crops_available, sections, working_copy
+from histoweave._resolve import sections, working_copy
 from histoweave._settings import track
 from histoweave._validate import listing, require_choice, require_key, require_number, warn
 from histoweave.pp._stain_methods import METHODS, apply_stain, fit_stain, mean_reference, sample_pixels

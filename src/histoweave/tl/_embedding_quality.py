@@ -10,8 +10,9 @@ import pandas as pd
 from anndata import AnnData
 
 from histoweave import _keys, metrics
+from histoweave._obs import known_donors
 from histoweave._random import child_seeds, rng
-from histoweave._resolve import get_table, known_donors, section_column
+from histoweave._resolve import get_table, section_column
 from histoweave._settings import track
 from histoweave._validate import require_choice, require_labels, require_number, warn
 from histoweave.metrics._neighbours import METRICS

@@ -111,7 +111,7 @@ def suggest_labels(
     A DataFrame, one row a suggested spot, named as in the table: ``section``, ``x``, ``y``, ``rank`` (from 1; the spots
     of a patch share one, its centre first), ``predicted`` (likeliest region), ``uncertainty`` (1 minus the margin
     between the two likeliest regions, mean over the neighbourhood; missing without predictions), ``novelty`` (distance
-    to the nearest label as a percentile of all unlabelled spots; missing without labels) and ``reason``. Writes
+    to the nearest label: the share of unlabelled spots nearer to theirs; missing without labels) and ``reason``. Writes
 
     - ``obs[key_added]``: the rank, float; missing elsewhere;
     - ``uns["histoweave"][key_added]``: the arguments and the ``criterion``, ``"uncertainty and diversity"`` or

@@ -106,7 +106,9 @@ def test_what_was_imputed_is_scored_without_imputing_again(fitted, second, monke
     with monkeypatch.context() as patch:
         patch.setattr(type(fitted), "impute", None)
         pd.testing.assert_frame_equal(fitted.score_imputation(second, predicted=predicted), expected)
-    for wrong in (predicted.iloc[:, 1:], predicted.iloc[::-1]):
+    few = fitted.score_imputation(second, predicted=predicted.iloc[:, 2:5])
+    pd.testing.assert_frame_equal(few, expected[expected["gene"].isin(predicted.columns[2:5])].reset_index(drop=True))
+    for wrong in (predicted.rename(columns={predicted.columns[0]: "other"}), predicted.iloc[::-1]):
         with pytest.raises(ValueError, match="`predicted` has not the rows"):
             fitted.score_imputation(second, predicted=wrong)
 

@@ -88,10 +88,12 @@ class Applied(GeneEncoder):
 
         Parameters
         ----------
-        x, around
-            Centred log values ``(n, genes)`` of rows, and of their neighbours where the network is shown them.
+        x
+            Centred log values ``(n, genes)``.
         present
             Mask of the genes that the table has.
+        around
+            The same of the rows' neighbours, where the network is shown them.
         hidden
             Masks ``(n_masks, genes)`` of the genes to hide, each in a pass of its own.
         """
