@@ -100,10 +100,11 @@ def main() -> None:
     cells = by_seed.groupby([*of, "fraction"], sort=False).agg(["mean", "std"])
     text = cells.apply(lambda c: f"{c['mean']:.3f} +- {c['std']:.3f}", axis=1).unstack("fraction")
     print(f"Macro-F1, mean over {len(mob.GROUPS)} groups left out, +- SD over {options.seeds} seeds\n")
-    print(text.to_markdown())
+    print(text.reset_index().to_markdown(index=False))
     print("\nBy group left out, mean over seeds\n")
     table = scores.pivot_table(index=of, columns=["fraction", "group"], values="macro_f1", sort=False)
-    print(table.round(3).to_markdown())
+    table.columns = [f"{fraction}, {group}" for fraction, group in table.columns]
+    print(table.round(3).reset_index().to_markdown(index=False))
 
 
 if __name__ == "__main__":
