@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from histoweave._obs import crops_available, in_tissue, known_donors, require_sections
+from histoweave._obs import crops_available, in_tissue, known_donors
 from histoweave._validate import HistoweaveWarning
 
 
@@ -30,13 +30,6 @@ def test_donors_are_filled_from_their_section():
         assert known_donors(adata.obs, section) is None
     adata.obs["donor"] = None
     assert known_donors(adata.obs, section) is None
-
-
-def test_values_by_section():
-    require_sections(2.0, ["a"], argument="um_per_px")
-    require_sections({"a": 1.0, "elsewhere": 2.0}, ["a"], argument="um_per_px")
-    with pytest.raises(KeyError, match="`um_per_px` names 'c', but the sections are 'a', 'b'"):
-        require_sections({"a": 1.0, "c": 2.0}, ["a", "b"], argument="um_per_px")
 
 
 @pytest.mark.parametrize("gaps", [pd.NA, np.nan, None])

@@ -145,3 +145,10 @@ def test_a_mask_is_true_or_false_in_every_row():
     for wrong in (["yes", "no", "no"], [0, 1, 1], pd.array([True, None, True], dtype="boolean")):
         with pytest.raises(ValueError, match="boolean, True or False in every row"):
             v.require_mask(table(held_out=wrong), "held_out")
+
+
+def test_values_by_section():
+    v.require_sections(2.0, ["a"], argument="um_per_px")
+    v.require_sections({"a": 1.0, "elsewhere": 2.0}, ["a"], argument="um_per_px")
+    with pytest.raises(KeyError, match="`um_per_px` names 'c', but the sections are 'a', 'b'"):
+        v.require_sections({"a": 1.0, "c": 2.0}, ["a", "b"], argument="um_per_px")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -41,17 +38,6 @@ def known_donors(obs: pd.DataFrame, section: np.ndarray, donor_key: str = _keys.
         )
         return None
     return donor.map(label_name).to_numpy(dtype=object)
-
-
-def require_sections(values: Any, names: Iterable[str], *, argument: str) -> None:
-    """Raise where a mapping by section names sections that are not there, while others are left without a value."""
-    if not isinstance(values, Mapping):
-        return
-    names = [str(name) for name in names]
-    unknown = [key for key in values if key not in names]
-    if unknown and not set(names) <= set(values):
-        msg = f"`{argument}` names {listing(unknown)}, but the sections are {listing(names)}."
-        raise KeyError(msg)
 
 
 def crops_available(table: AnnData, crops_key: str) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -131,6 +131,17 @@ def require_counts(matrix: Any, *, where: str) -> None:
             "log-transformed, and raw counts are needed. Point to the raw counts with `layer=`."
         )
         raise ValueError(msg)
+
+
+def require_sections(values: Any, names: Iterable[str], *, argument: str) -> None:
+    """Raise where a mapping by section names sections that are not there, while others are left without a value."""
+    if not isinstance(values, Mapping):
+        return
+    names = [str(name) for name in names]
+    unknown = [key for key in values if key not in names]
+    if unknown and not set(names) <= set(values):
+        msg = f"`{argument}` names {listing(unknown)}, but the sections are {listing(names)}."
+        raise KeyError(msg)
 
 
 def require_labels(table: AnnData, labels_key: str, *, min_classes: int = 2, min_spots: int = 1) -> pd.Series:

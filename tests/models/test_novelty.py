@@ -12,7 +12,7 @@ import pytest
 import histoweave as hw
 from histoweave._validate import HistoweaveWarning
 from histoweave.models import RegionClassifier
-from histoweave.models._novelty import SPOT_RATE, Novelty, NoveltyCheck, raw_features
+from histoweave.models._novelty import SPOT_RATE, Novelty, NoveltyCheck, _parts, raw_features
 from histoweave.models.fusion import _inner
 from histoweave.models.fusion._heads import ForestHead
 from histoweave.models.image_encoder._model import FEATURES
@@ -80,6 +80,13 @@ def strangers():
         "stain": simulated(2, 1, stain_shift=2.0),
         "texture": simulated(2, 2, image_regions=[4, 5, 7]),
     }
+
+
+def test_donors_of_the_named_column_are_held_out_together(table):
+    table = table.copy()
+    table.obs["patient"] = table.obs["library_id"].astype(str).str[-1].astype(int) % 2
+    assert (_parts(table, "patient") == table.obs["patient"].astype(str)).all()
+    assert (_parts(table, "nobody") == table.obs["library_id"]).all()
 
 
 def test_usual_sections_are_not_flagged(clf, table):

@@ -18,7 +18,8 @@ def label_array(values: Any, *, argument: str) -> np.ndarray:
     if array.ndim != 1 or array.size == 0:
         msg = f"`{argument}` must hold one label a row, shape (n,) with n > 0; got shape {array.shape}."
         raise ValueError(msg)
-    names = np.array([None if pd.isna(value) else label_name(value) or None for value in array], dtype=object)
+    pairs = zip(array, pd.isna(array), strict=True)
+    names = np.array([None if gap else label_name(value) or None for value, gap in pairs], dtype=object)
     missing = pd.isna(names)
     if missing.any():
         msg = (

@@ -11,10 +11,9 @@ from anndata import AnnData
 
 from histoweave import _keys
 from histoweave._calibration import PRINTED_SPOT_UM, array_pitch_um, platform
-from histoweave._obs import require_sections
 from histoweave._record import record
 from histoweave._resolve import is_spatialdata, sections, working_copy
-from histoweave._validate import require_key, require_number
+from histoweave._validate import require_key, require_number, require_sections
 from histoweave.pp._alignment_checks import (
     Finding,
     Section,

@@ -25,7 +25,7 @@ def reach_px(table: AnnData, library_id: str, rows: np.ndarray, xy: np.ndarray, 
     name = library_id.replace("/", "_")
     pitch = float(np.nan_to_num(nearest_distance(xy)))
     crop = max((float(sizes[name]) for sizes in crops if name in sizes), default=None)
-    ring = ring_reach(table, library_id, rows, xy, max([n_rings, *map(int, rings)]))
+    ring = ring_reach(table, rows, xy, max([n_rings, *map(int, rings)]))
     if crop is None:
         return pitch / 2 + ring, max(CROP_PITCHES.values()) * pitch + ring
     return crop / 2 + ring, crop + ring

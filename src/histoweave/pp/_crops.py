@@ -12,10 +12,10 @@ from anndata import AnnData
 
 from histoweave import _keys
 from histoweave._calibration import Calibration, describe, um_per_pixel
-from histoweave._obs import in_tissue, require_sections
+from histoweave._obs import in_tissue
 from histoweave._record import record
 from histoweave._resolve import SectionImage, has_image, section_image, sections, working_copy
-from histoweave._validate import listing, require_key, require_number, warn
+from histoweave._validate import listing, require_key, require_number, require_sections, warn
 from histoweave.pp._windows import Windows, cut_lazily, cut_now
 
 if TYPE_CHECKING:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
@@ -11,7 +9,7 @@ from anndata import AnnData
 from histoweave import _keys
 from histoweave._calibration import array_grid, nearest_distance
 from histoweave._resolve import sections
-from histoweave._validate import HistoweaveWarning, require_key, require_number, warn
+from histoweave._validate import require_key, require_number, warn
 
 N_NEAREST = 6
 LONGEST_EDGE = 3.0  # in median nearest-neighbour distances; longer edges cross gaps in the tissue
@@ -69,17 +67,15 @@ def ring_graphs(
     return [_adjacency(np.concatenate(ring, axis=1), table.n_obs) for ring in pairs]
 
 
-def ring_reach(table: AnnData, library_id: str, rows: np.ndarray, xy: np.ndarray, n_rings: int) -> float:
+def ring_reach(table: AnnData, rows: np.ndarray, xy: np.ndarray, n_rings: int) -> float:
     """Return the distance from a row to the furthest one in its rings, in pixels.
 
     Parameters
     ----------
     table
         The table.
-    library_id
-        The section.
     rows
-        Its row numbers.
+        Row numbers of a section.
     xy
         Their coordinates ``(n_rows, 2)``.
     n_rings
@@ -87,34 +83,23 @@ def ring_reach(table: AnnData, library_id: str, rows: np.ndarray, xy: np.ndarray
     """
     if not n_rings or len(rows) < 2:
         return 0.0
-    try:
-        with warnings.catch_warnings():  # ring_graphs says what is wrong with positions; here only whether they count
-            warnings.simplefilter("ignore", HistoweaveWarning)
-            on_array = _whole_positions(table, rows, library_id) is not None
-    except ValueError:
-        on_array = False
-    if on_array:
+    position, wrong = _read_positions(table, rows)
+    if position is not None and not wrong:
         return n_rings * float(np.nan_to_num(nearest_distance(xy)))
     pairs = np.concatenate(_coordinate_rings(xy, np.arange(len(xy)), n_rings), axis=1)
     return float(np.linalg.norm(xy[pairs[0]] - xy[pairs[1]], axis=1).max(initial=0.0))
 
 
 def _whole_positions(table: AnnData, rows: np.ndarray, library_id: str) -> np.ndarray | None:
-    """Return the integer array positions ``(n_rows, 2)`` of a section, ``None`` where it has none."""
-    if _keys.ARRAY_ROW not in table.obs or _keys.ARRAY_COL not in table.obs:
-        return None
-    values = table.obs[[_keys.ARRAY_ROW, _keys.ARRAY_COL]].iloc[rows].to_numpy(dtype=float, na_value=np.nan)
-    missing = np.isnan(values).any(axis=1)
-    if missing.all():
-        return None
-    if missing.any() or np.any(values != np.round(values)):
+    """Return the integer array positions ``(n_rows, 2)`` of a section, ``None`` where it has none that can be used."""
+    position, wrong = _read_positions(table, rows)
+    if wrong == "gaps":
         warn(
             f"Section {library_id!r}: array positions are missing or not whole numbers in places; its "
             "neighbourhoods are built from coordinates instead."
         )
         return None
-    position = values.astype(np.int64)
-    if len(np.unique(position, axis=0)) < len(position):
+    if wrong == "shared":
         msg = (
             f"Section {library_id!r}: several rows share one array position (`obs['array_row']`, "
             "`obs['array_col']`). Do several sections share one name? Give each its own in "
@@ -122,6 +107,18 @@ def _whole_positions(table: AnnData, rows: np.ndarray, library_id: str) -> np.nd
         )
         raise ValueError(msg)
     return position
+
+
+def _read_positions(table: AnnData, rows: np.ndarray) -> tuple[np.ndarray | None, str]:
+    """Return integer array positions ``(n_rows, 2)``, and ``"gaps"`` or ``"shared"`` where they cannot be used."""
+    if _keys.ARRAY_ROW not in table.obs or _keys.ARRAY_COL not in table.obs:
+        return None, ""
+    values = table.obs[[_keys.ARRAY_ROW, _keys.ARRAY_COL]].iloc[rows].to_numpy(dtype=float, na_value=np.nan)
+    missing = np.isnan(values).any(axis=1)
+    if missing.any() or np.any(values != np.round(values)):
+        return None, "" if missing.all() else "gaps"
+    position = values.astype(np.int64)
+    return position, "shared" if len(np.unique(position, axis=0)) < len(position) else ""
 
 
 def _offsets(grid: str, n_rings: int) -> list[np.ndarray]:

@@ -11,7 +11,6 @@ from anndata import AnnData
 
 from histoweave import _keys
 from histoweave._calibration import um_per_pixel
-from histoweave._obs import require_sections
 from histoweave._random import SeedLike, rng
 from histoweave._record import record
 from histoweave._resolve import section_column, working_copy
@@ -21,6 +20,7 @@ from histoweave._validate import (
     require_key,
     require_labels,
     require_number,
+    require_sections,
     warn,
 )
 from histoweave.pp._blocks import cut_blocks, deal, default_sides, reach_px

@@ -103,7 +103,7 @@ class Spot:
             around = views.around(np.array([self.row]))
             around = None if around is None else around.expand(len(variants), -1)
             hidden = torch.zeros((1, len(encoder.genes)), dtype=torch.bool, device=views.device)
-            values = encoder.embed_batch(variants, views.present, around, hidden)
+            values = encoder._embed_batch(variants, views.present, around, hidden)
         else:
             values = LinearEncoder(encoder._map)(variants, views.present).cpu().numpy()
         found = self.log_probability("gene", values)

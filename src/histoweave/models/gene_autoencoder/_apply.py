@@ -77,11 +77,11 @@ class Applied(GeneEncoder):
         hidden = hidden.to(rows.device)
         out = np.full((len(rows.usable), self.n_latent), np.nan, dtype=np.float32)
         for part, x, around in self._batches(rows):
-            out[part] = self.embed_batch(x, present, around, hidden)
+            out[part] = self._embed_batch(x, present, around, hidden)
         return out
 
     @torch.inference_mode()
-    def embed_batch(
+    def _embed_batch(
         self, x: torch.Tensor, present: torch.Tensor, around: torch.Tensor | None, hidden: torch.Tensor
     ) -> np.ndarray:
         """Return the embedding ``(n, n_latent)`` of centred log values, the mean over what is hidden.
